@@ -1,0 +1,1 @@
+"""What knows nothing of MR or diffusion: errors, atomic files, checkpoint files, pictures."""

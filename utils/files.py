@@ -1,0 +1,58 @@
+"""Files that are either whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it to `path` when the block succeeds.
+
+    The temporary name keeps the suffix, because many writers choose their format by it.
+    When the block raises, the temporary file is removed and an existing `path` is untouched.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    """The process's umask; reading it means setting it, so it is put back at once."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def refuse_existing(path: str | os.PathLike, overwrite: bool, flag: str = "--overwrite") -> None:
+    """Raise `InputError` when `path` is there (a folder: when it holds anything) and may not be replaced."""
+    path = Path(path)
+    holds = any(path.iterdir()) if path.is_dir() else path.exists()
+    if holds and not overwrite:
+        raise InputError(f"{path} already holds results; give another place or pass {flag} to replace them.")
+
+
+def numbered_folder(root: str | os.PathLike) -> Path:
+    """Create and return the next free `root/0000`, `root/0001`, …"""
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    taken = [int(entry.name) for entry in root.iterdir() if entry.name.isdigit()]
+    number = max(taken, default=-1) + 1
+    while True:
+        try:
+            (root / f"{number:04d}").mkdir()
+            return root / f"{number:04d}"
+        except FileExistsError:
+            number += 1

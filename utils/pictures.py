@@ -1,0 +1,103 @@
+"""Montage, x–t profile and film of several image series side by side."""
+
+from pathlib import Path
+
+import imageio.v3 as imageio
+import matplotlib
+
+matplotlib.use("Agg")  # no screen is needed to write files
+
+import matplotlib.pyplot as plt
+import numpy as np
+
+from utils.files import atomic_path
+
+ERROR_GAIN = 5
+
+
+def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, frames: list[int]) -> None:
+    """PNG: a column per series, a row per frame; below each row, with a reference, the error × 5.
+
+    Parameters
+    ----------
+    series
+        name → magnitude `(frames, height, width)`, all in the same units.
+    reference
+        the name of the series that errors are taken against, or None.
+    frames
+        which frames to show.
+    """
+    top = _display_maximum(series, reference)
+    rows = len(frames) * (2 if reference else 1)
+    figure, axes = plt.subplots(
+        rows, len(series), figsize=(1.9 * len(series), 1.95 * rows + 0.3), squeeze=False, layout="constrained"
+    )
+    for column, (name, image) in enumerate(series.items()):
+        axes[0, column].set_title(name, fontsize=9)
+        for i, frame in enumerate(frames):
+            axis = axes[i * (2 if reference else 1), column]
+            axis.imshow(image[frame], cmap="gray", vmin=0, vmax=top)
+            if column == 0:
+                axis.set_ylabel(f"frame {frame}", fontsize=8)
+            if reference:
+                axis = axes[2 * i + 1, column]
+                error = np.abs(image[frame] - series[reference][frame])
+                axis.imshow(ERROR_GAIN * error, cmap="inferno", vmin=0, vmax=top)
+                if column == 0:
+                    axis.set_ylabel(f"error × {ERROR_GAIN}", fontsize=8)
+    _finish(figure, axes, path)
+
+
+def xt_profile(path: Path, series: dict[str, np.ndarray], reference: str | None, row: int) -> None:
+    """PNG: one image row over time, for every series; time runs downwards, one band per frame."""
+    top = _display_maximum(series, reference)
+    figure, axes = plt.subplots(
+        1, len(series) + 1, figsize=(1.9 * (len(series) + 1), 2.3), squeeze=False, layout="constrained"
+    )
+    name, image = next(iter(series.items()))
+    axes[0, 0].imshow(image[0], cmap="gray", vmin=0, vmax=top)
+    axes[0, 0].axhline(row, color="tab:orange", linewidth=0.8)
+    axes[0, 0].set_title(f"{name}, row {row}", fontsize=9)
+    for axis, (name, image) in zip(axes[0, 1:], series.items(), strict=True):
+        axis.imshow(
+            image[:, row], cmap="gray", vmin=0, vmax=top, aspect=image.shape[2] / image.shape[0],
+            interpolation="nearest",
+        )  # fmt: skip
+        axis.set_title(name, fontsize=9)
+    axes[0, 1].set_ylabel("time (frames)", fontsize=8)
+    _finish(figure, axes, path)
+
+
+def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frames_per_second: float = 12) -> None:
+    """GIF: the series side by side, each under its name, looping."""
+    top = _display_maximum(series, reference)
+    pictures = []
+    for frame in range(len(next(iter(series.values())))):
+        figure, axes = plt.subplots(
+            1, len(series), figsize=(1.9 * len(series), 2.2), dpi=90, squeeze=False, layout="constrained"
+        )
+        for axis, (name, image) in zip(axes[0], series.items(), strict=True):
+            axis.imshow(image[frame], cmap="gray", vmin=0, vmax=top)
+            axis.set_title(name, fontsize=9)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        figure.canvas.draw()
+        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+        plt.close(figure)
+    with atomic_path(path) as temporary:
+        imageio.imwrite(temporary, np.stack(pictures), extension=".gif", duration=1000 / frames_per_second, loop=0)
+
+
+def _display_maximum(series: dict[str, np.ndarray], reference: str | None) -> float:
+    """White: the 99.8th percentile of the reference, or of the last series."""
+    shown = series[reference] if reference else list(series.values())[-1]
+    return float(np.percentile(shown, 99.8))
+
+
+def _finish(figure: plt.Figure, axes: np.ndarray, path: Path) -> None:
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)
