@@ -1,0 +1,122 @@
+"""Pseudo-references: the missing samples of a frame borrowed from other frames (paper, section 2.2 and Fig. 3)."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mri.lowrank import complete
+from utils.errors import InputError
+
+Tensor = torch.Tensor
+
+WINDOWS = ("global", "local", "nearest")
+
+
+@dataclass(frozen=True)
+class FillReport:
+    """Fractions of all k-space locations, by where they come from; they sum to 1."""
+
+    own: float  # measured by the frame itself
+    window: float  # mean over the frames of the window that measured it
+    nearest: float  # from the nearest frames in time outside the window
+    low_rank: float  # measured by nobody, completed by the structured low-rank operator
+
+    def __str__(self) -> str:
+        return (
+            f"own samples {self.own:.1%}, window mean {self.window:.1%}, "
+            f"nearest in time {self.nearest:.1%}, low rank {self.low_rank:.1%}"
+        )
+
+
+def pseudo_reference(
+    kspace: Tensor,
+    mask: Tensor,
+    window: str = "nearest",
+    local_window: int = 4,
+    periodic: bool = False,
+) -> tuple[Tensor, FillReport]:
+    """Fill every frame's k-space from the frames around it.
+
+    A frame's own samples stay. A location it did not measure gets the mean over the frames of its window
+    that did; one that nobody in the window measured, the mean over the nearest frames in time that did; one
+    that nobody ever measured is completed by structured low rank.
+
+    Parameters
+    ----------
+    kspace
+        complex `(frames, height, width)`; values outside `mask` are ignored.
+    mask
+        boolean, same shape.
+    window
+        `global`: all frames. `local`: non-overlapping groups of `local_window` frames. `nearest`: the
+        nearest frames in time that measured the location (a sliding window as short as the data allow).
+    periodic
+        whether the last frame is a neighbour of the first.
+
+    Returns
+    -------
+    filled k-space of the same shape, and the `FillReport`.
+
+    Raises
+    ------
+    InputError
+        for an unknown window or a `local_window` below 1.
+    """
+    if window not in WINDOWS:
+        raise InputError(f"pseudo-reference window '{window}' is unknown; choose one of {', '.join(WINDOWS)}.")
+    if local_window < 1:
+        raise InputError(f"local_window must be at least 1 frame, not {local_window}.")
+    measured = torch.where(mask, kspace, 0)
+    filled, known = measured.clone(), mask.clone()
+    if window != "nearest":
+        size = kspace.shape[0] if window == "global" else local_window
+        mean, seen = _group_mean(measured, mask, size)
+        filled = torch.where(known, filled, mean)
+        known = known | seen
+    by_window = known.double().mean().item()
+    filled, known = _fill_nearest(filled, known, measured, mask, periodic)
+    by_time = known.double().mean().item()
+    if by_time < 1:
+        filled = complete(filled, known)
+    own = mask.double().mean().item()
+    if window == "nearest":  # its window is the nearest frames themselves
+        by_window = by_time
+    return filled, FillReport(own, by_window - own, by_time - by_window, 1 - by_time)
+
+
+def temporal_mean(kspace: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the frames that measured a location (0 where none did): `(height, width)`."""
+    count = mask.sum(dim=0)
+    return torch.where(mask, kspace, 0).sum(dim=0) / count.clamp(min=1)
+
+
+def _group_mean(measured: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Mean over the measuring frames of each group of `size` frames, and where there is one."""
+    mean, seen = torch.zeros_like(measured), torch.zeros_like(mask)
+    for first in range(0, measured.shape[0], size):
+        group = slice(first, first + size)
+        mean[group] = temporal_mean(measured[group], mask[group])
+        seen[group] = mask[group].any(dim=0)
+    return mean, seen
+
+
+def _fill_nearest(
+    filled: Tensor, known: Tensor, measured: Tensor, mask: Tensor, periodic: bool
+) -> tuple[Tensor, Tensor]:
+    """Fill unknown locations from the measuring frames at the smallest distance in time, ties averaged."""
+    frames = measured.shape[0]
+    for distance in range(1, frames // 2 + 1 if periodic else frames):
+        total, count = torch.zeros_like(measured), torch.zeros_like(measured.real)
+        for step in {distance, -distance}:
+            source = torch.arange(frames) + step
+            valid = ((source >= 0) & (source < frames)) | periodic
+            source = source % frames
+            seen = mask[source] & valid[:, None, None].to(mask.device)
+            total += torch.where(seen, measured[source], 0)
+            count += seen
+        new = ~known & (count > 0)
+        filled = torch.where(new, total / count.clamp(min=1), filled)
+        known = known | new
+        if known.all():
+            break
+    return filled, known
