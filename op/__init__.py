@@ -1,0 +1,1 @@
+"""Tensor operations with no library call of their own: FIR resampling."""
