@@ -1,0 +1,110 @@
+"""Every field of a configuration, with its published value, meaning and unit."""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_default_configs() -> ml_collections.ConfigDict:
+    """The published configuration (paper, section 3.1; its code release), tied to `weight.data_std`."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.path = ""                # scan file or folder of scans; empty: the embedded phantoms
+    data.key = ""                 # variable in the file; empty: found
+    data.kind = ""                # image | kspace; empty: found
+    data.frames_axis = placeholder(int)     # axis of time in the file, e.g. -1; None: found
+    data.dc = "center"            # where zero frequency lies in k-space files: center | corner
+    data.phase = "smooth"         # phase given to magnitude images: smooth | none
+    data.scan_frames = 0          # frames taken of a scan file; 0: all; more than it holds: its cycle is repeated
+    data.scan_size = 0            # pixels; 0: as in the file; smaller: the centre of its k-space
+    data.phantoms = 16            # number of embedded phantoms to train on (seeds 1, 2, …; 0 is the demo's)
+    data.image_size = 192         # pixels; embedded phantoms are made at this size
+    data.frames = 16              # frames; embedded phantoms are made with this number
+    data.num_channels = 2         # real and imaginary part
+    data.centered = True          # False: the network maps its input x to 2x − 1, as the published one does
+    data.periodic = False         # whether the last frame is a neighbour of the first
+
+    config.mask = mask = ml_collections.ConfigDict()
+    mask.path = ""                # mask file; empty: generated
+    mask.pattern = "uniform"      # uniform | random | lattice | radial
+    mask.acceleration = 4.0       # R, before the ACS
+    mask.acs = 8                  # fully sampled central lines
+    mask.seed = 0                 # of random lines
+
+    config.weight = weight = ml_collections.ConfigDict()
+    weight.power = 1.0            # w ∝ r^power
+    weight.data_std = 0.5         # standard deviation of the weighted data per real channel
+
+    config.pseudo_reference = reference = ml_collections.ConfigDict()
+    reference.window = "nearest"  # what the local model learns from: nearest | local (the global one: global)
+    reference.local_window = 4    # frames per group of window = local
+
+    config.model = model = ml_collections.ConfigDict()
+    model.nf = 128
+    model.ch_mult = (1, 1, 2, 2, 2, 2, 2)
+    model.num_res_blocks = 2
+    model.attn_resolutions = (16,)
+    model.sigma_min = 0.01        # in the units of the weighted data
+    model.sigma_max = 4.0
+    model.num_scales = 1000       # N, discrete noise levels
+    model.fir_kernel = (1, 3, 3, 1)
+    model.fourier_scale = 16.0
+    model.embedding_type = "fourier"
+    model.resblock_type = "biggan"
+    model.progressive = "output_skip"
+    model.progressive_input = "input_skip"
+    model.progressive_combine = "sum"
+    model.skip_rescale = True
+    model.scale_by_sigma = True
+    model.conditional = True
+    model.nonlinearity = "swish"
+    model.normalization = "GroupNorm"
+    model.dropout = 0.0
+    model.init_scale = 0.0
+    model.ema_rate = 0.999
+
+    config.training = training = ml_collections.ConfigDict()
+    training.batch_size = 4
+    training.n_iters = 2_000_001
+    training.log_freq = 50        # steps between TensorBoard scalars
+    training.image_freq = 5000    # steps between TensorBoard images (denoised samples)
+    training.snapshot_freq = 10000          # steps between checkpoints that are kept
+    training.snapshot_freq_for_preemption = 1000   # steps between saves of the checkpoint to resume from
+    training.max_gain = 1.25      # augmentation: image gain between 1/max_gain and max_gain
+    training.max_shift = 8        # augmentation: circular image shift, pixels
+
+    config.optim = optim = ml_collections.ConfigDict()
+    optim.lr = 2e-4
+    optim.beta1 = 0.9
+    optim.eps = 1e-8
+    optim.warmup = 5000           # steps
+    optim.grad_clip = 1.0
+
+    config.sampling = sampling = ml_collections.ConfigDict()
+    sampling.sampler = "published"
+    sampling.start = "zero_filled"          # zero_filled | pseudo_reference
+    sampling.sigma_max = 4.0      # first noise level
+    sampling.sigma_min = 0.01     # last noise level, reached only when iterations = num_scales
+    sampling.num_scales = 1000    # N, levels between the two
+    sampling.iterations = 300     # levels used, from sigma_max down
+    sampling.snr = 0.075          # r of the Langevin corrector
+    sampling.copies = 3           # noise copies that share a corrector step
+    sampling.batch_size = 16      # frames per network pass
+    sampling.noise_std = 0.0      # of the measured samples, in units of the scan's scale; 0: hard data consistency
+
+    config.ou = ou = ml_collections.ConfigDict()
+    ou.after = "both"             # both: after GM and after LM (paper, Fig. 1); last: after LM only (its code)
+    ou.operator = "hankel"        # hankel: structured low rank (published); llr: locally low rank
+    ou.window = 8                 # hankel: k-space window, samples
+    ou.rank = 96                  # hankel: singular vectors kept
+    ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
+    ou.patch = 8                  # llr: patch, pixels
+    ou.threshold = 0.01           # llr: singular values, in units of the scan's scale
+    ou.iterations = 20            # iterations of the OU alone (the table's row ou_only)
+
+    config.eval = evaluate = ml_collections.ConfigDict()
+    evaluate.path = ""            # scan file or folder to reconstruct with --mode=eval; empty: the embedded scan
+    evaluate.checkpoint_global = ""         # empty: the one trained under --workdir
+    evaluate.checkpoint_local = ""
+    return config

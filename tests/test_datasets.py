@@ -1,0 +1,189 @@
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from configs.default import get_default_configs
+from datasets import (
+    PseudoReferenceFrames,
+    acquisition_from_file,
+    acquisitions,
+    augment,
+    embedded_acquisition,
+    pseudo_reference_frames,
+    scan_files,
+)
+from mri.consistency import scan_scale
+from mri.fourier import fft2c, ifft2c
+from mri.masks import make_mask
+from mri.phantom import make_phantom
+from mri.weighting import KspaceWeight
+from utils.errors import InputError
+
+
+@pytest.fixture
+def config():
+    config = get_default_configs()
+    config.data.image_size, config.data.frames = 64, 6
+    return config
+
+
+@pytest.fixture
+def image():
+    return make_phantom(6, 64, 3)
+
+
+def save(path, array):
+    np.save(path, array.numpy())
+    return path
+
+
+def test_embedded_scan_is_undersampled(config):
+    scan = embedded_acquisition(config, 0)
+    assert torch.equal(scan.mask, make_mask("uniform", (6, 64, 64), 4, 8))
+    assert torch.equal(scan.kspace[scan.mask], fft2c(scan.reference)[scan.mask])
+    assert (scan.kspace[~scan.mask] == 0).all()
+
+
+def test_magnitude_images_get_a_seeded_smooth_phase(config, image, tmp_path):
+    path = save(tmp_path / "image.npy", image.abs())
+    scan = acquisition_from_file(config, path)
+    assert torch.allclose(scan.reference.abs(), image.abs(), atol=1e-6)
+    assert scan.reference.imag.abs().max() > 0.1
+    assert torch.equal(acquisition_from_file(config, path).kspace, scan.kspace)
+    config.data.phase = "none"
+    assert acquisition_from_file(config, path).reference.imag.abs().max() == 0
+
+
+def test_complex_images_keep_their_phase(config, image, tmp_path):
+    scan = acquisition_from_file(config, save(tmp_path / "image.npy", image))
+    assert torch.equal(scan.reference, image)
+
+
+def test_undersampled_kspace_gives_its_mask_and_no_reference(config, image, tmp_path):
+    mask = make_mask("random", (6, 64, 64), 4, 6, seed=5)
+    scan = acquisition_from_file(config, save(tmp_path / "kspace.npy", torch.where(mask, fft2c(image), 0)))
+    assert scan.reference is None and torch.equal(scan.mask, mask)
+    assert torch.equal(scan.kspace[mask], fft2c(image)[mask])
+
+
+def test_a_zero_inside_a_measured_line_is_a_value(config, image, tmp_path):
+    mask = make_mask("uniform", (6, 64, 64), 4, 6)
+    kspace = torch.where(mask, fft2c(image), 0)
+    kspace[0, 32, 5] = 0
+    assert torch.equal(acquisition_from_file(config, save(tmp_path / "kspace.npy", kspace)).mask, mask)
+
+
+def test_a_radial_mask_is_found_sample_by_sample(config, image, tmp_path):
+    mask = make_mask("radial", (6, 64, 64), 6)
+    path = save(tmp_path / "kspace.npy", torch.where(mask, fft2c(image), 0))
+    assert torch.equal(acquisition_from_file(config, path).mask, mask)
+
+
+def test_fully_sampled_kspace_is_undersampled(config, image, tmp_path):
+    scan = acquisition_from_file(config, save(tmp_path / "kspace.npy", fft2c(image)))
+    assert torch.allclose(scan.reference, image, atol=1e-5)
+    assert scan.mask.double().mean() < 0.5
+
+
+def test_mask_file(config, image, tmp_path):
+    mask = make_mask("uniform", (6, 64, 64), 3, 4)
+    config.mask.path = str(tmp_path / "mask.mat")
+    scipy.io.savemat(config.mask.path, {"mask": mask.permute(1, 2, 0).numpy().astype(np.uint8)})
+    path = save(tmp_path / "kspace.npy", torch.where(mask, fft2c(image), 0))
+    assert torch.equal(acquisition_from_file(config, path).mask, mask)
+    other = make_mask("uniform", (6, 64, 64), 3, 4, seed=1)
+    save(tmp_path / "kspace.npy", torch.where(other, fft2c(image), 0))
+    with pytest.raises(InputError, match=r"mask.mat does not match .*kspace.npy"):
+        acquisition_from_file(config, path)
+    scipy.io.savemat(config.mask.path, {"mask": mask[:5].permute(1, 2, 0).numpy().astype(np.uint8)})
+    with pytest.raises(InputError, match=r"mask.mat: shape \(5, 64, 64\) does not fit"):
+        acquisition_from_file(config, path)
+
+
+def test_frames_and_size(config, image, tmp_path):
+    path = save(tmp_path / "image.npy", image)
+    config.data.scan_frames, config.data.scan_size = 9, 32
+    scan = acquisition_from_file(config, path)
+    assert scan.reference.shape == (9, 32, 32)
+    assert torch.equal(scan.reference[6:], scan.reference[:3])
+    cropped = fft2c(scan.reference)[0] / fft2c(image)[0, 16:48, 16:48]
+    assert torch.allclose(cropped, torch.full_like(cropped, 0.5), atol=1e-2)  # intensities stay, not norms
+    save(tmp_path / "kspace.npy", fft2c(image))
+    with pytest.raises(InputError, match="not repeated"):
+        acquisition_from_file(config, tmp_path / "kspace.npy")
+    config.data.scan_size = 66
+    with pytest.raises(InputError, match="at most"):
+        acquisition_from_file(config, path)
+
+
+def test_folder_of_scans(config, image, tmp_path):
+    with pytest.raises(InputError, match="holds no scan"):
+        scan_files(tmp_path)
+    save(tmp_path / "b.npy", image)
+    save(tmp_path / "a.npy", image)
+    (tmp_path / "notes.txt").write_text("no scan")
+    assert [s.name for s in acquisitions(config, str(tmp_path), range(0))] == ["a", "b"]
+
+
+def test_training_frames_and_batches(config):
+    scans = list(acquisitions(config, "", range(1, 3)))
+    frames = {name: pseudo_reference_frames(config, scans, name) for name in ("global", "local")}
+    assert frames["global"].shape == (12, 64, 64)
+    assert not torch.equal(frames["global"], frames["local"])
+    for scan, first in zip(scans, (0, 6), strict=True):
+        scale = scan_scale(scan.kspace, scan.mask)
+        own = frames["local"][first : first + 6][scan.mask]
+        assert torch.allclose(own * scale, scan.kspace[scan.mask], atol=1e-5)
+    weight = KspaceWeight.fit(frames["local"], 1.0, 0.5)
+    data = PseudoReferenceFrames(frames["local"], weight, 1.25, 4)
+    batches = [data.batch(4, torch.Generator().manual_seed(2)) for _ in range(2)]
+    assert batches[0].shape == (4, 2, 64, 64) and torch.equal(*batches)
+    many = data.batch(256, torch.Generator().manual_seed(3))
+    assert many.std().item() == pytest.approx(0.5, rel=0.15)
+
+
+def test_scans_of_two_sizes_cannot_be_mixed(config):
+    first = embedded_acquisition(config, 1)
+    config.data.image_size = 80
+    with pytest.raises(InputError, match="one size"):
+        pseudo_reference_frames(config, [first, embedded_acquisition(config, 2)], "local")
+
+
+def test_augmentation_is_exact_in_image_space():
+    """Each augmented image is the original, shifted, flipped, transposed, scaled and turned in phase."""
+    image = make_phantom(2, 64, 0)[:1]
+    batch = fft2c(image).expand(200, -1, -1)
+    augmented = ifft2c(augment(batch, 1.25, 5, torch.Generator().manual_seed(0)))
+    gains, seen = [], set()
+    for result in augmented[:24]:
+        best, which = _best_match(result, image[0])
+        assert best > 0.9999
+        seen.add(which)
+        gains.append((result.norm() / image.norm()).item())
+    assert len(seen) >= 6  # of the eight flips and transpositions
+    assert 1 / 1.25 <= min(gains) < 0.95 and 1.05 < max(gains) <= 1.25
+
+
+def _best_match(result, image):
+    """Largest normalised circular correlation of `result` with the eight flips and transpositions."""
+    best = (0.0, None)
+    for flip_y in (False, True):
+        for flip_x in (False, True):
+            for transposed in (False, True):
+                candidate = image
+                if flip_y:
+                    candidate = torch.roll(candidate.flip(0), 1, 0)
+                if flip_x:
+                    candidate = torch.roll(candidate.flip(1), 1, 1)
+                if transposed:
+                    candidate = candidate.T
+                correlation = ifft2c(fft2c(result) * fft2c(candidate).conj()).abs().max() * 64
+                value = (correlation / result.norm() / candidate.norm()).item()
+                best = max(best, (value, (flip_y, flip_x, transposed)))
+    return best
+
+
+def test_frames_that_are_not_square_are_not_transposed():
+    batch = torch.randn(8, 6, 10, dtype=torch.complex64)
+    assert augment(batch, 1.25, 2, torch.Generator().manual_seed(0)).shape == batch.shape
