@@ -1,0 +1,37 @@
+"""Train the priors, or reconstruct and score a folder of scans: `python main.py --mode=train|eval`."""
+
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections.config_flags import config_flags
+
+import run_lib
+from utils.errors import exit_on_input_error
+
+FLAGS = flags.FLAGS
+
+config_flags.DEFINE_config_file(
+    "config", "configs/ve/SIAT_kdata_ncsnpp.py", "Configuration; any field: --config.<part>.<field>=value."
+)
+flags.DEFINE_enum("mode", "train", ["train", "eval"], "train: GM and LM; eval: reconstruct and score scans.")
+flags.DEFINE_enum("model", "both", ["global", "local", "both"], "Which prior to train.")
+flags.DEFINE_string("workdir", "exp", "Folder of checkpoints, logs and results.")
+flags.DEFINE_string("eval_folder", "result", "Folder within workdir for the results of --mode=eval.")
+flags.DEFINE_boolean("overwrite", False, "Replace results of an earlier --mode=eval.")
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown argument {argv[1]}")
+    workdir = Path(FLAGS.workdir)
+    if FLAGS.mode == "train":
+        models = run_lib.MODELS if FLAGS.model == "both" else (FLAGS.model,)
+        exit_on_input_error(lambda: run_lib.train(FLAGS.config, workdir, models))
+    else:
+        exit_on_input_error(
+            lambda: run_lib.evaluate_folder(FLAGS.config, workdir, FLAGS.eval_folder, FLAGS.overwrite)
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,301 @@
+"""The commands as a user types them: what they write, and one sentence for each bad input."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from models.checkpoint import load_model, save_model
+from models.ncsnpp import NCSNpp
+from mri.fourier import fft2c
+from mri.masks import make_mask
+from mri.phantom import make_phantom
+
+ROOT = Path(__file__).parents[1]
+TINY = (
+    "--config.data.image_size=64 --config.data.frames=4 --config.data.phantoms=2 --config.model.nf=8 "
+    "--config.model.ch_mult=(1,2) --config.model.num_res_blocks=1 --config.training.batch_size=2 "
+    "--config.training.n_iters=6 --config.training.log_freq=2 --config.training.image_freq=3 "
+    "--config.training.snapshot_freq=4 --config.training.snapshot_freq_for_preemption=2 "
+    "--config.sampling.num_scales=8 --config.sampling.iterations=2 --config.ou.rank=12 --config.ou.window=4"
+).split()
+PICTURES = {"montage.png", "xt_profile.png", "cine.gif"}
+ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", *PICTURES}
+
+
+def command(*arguments, cwd, succeeds=True):
+    """Run a script of the project from another folder; returns the finished process."""
+    script, *rest = map(str, arguments)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / script), *rest], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    if succeeds:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def demo(*arguments, cwd, priors, succeeds=True):
+    checkpoints = ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1]]
+    return command("PCsampling_demo_svd.py", *TINY, *checkpoints, *arguments, cwd=cwd, succeeds=succeeds)
+
+
+def names(folder):
+    return {path.name for path in Path(folder).iterdir()}
+
+
+@pytest.fixture
+def magnitude(tmp_path):
+    """A scan file of magnitude images, (row, column, frame)."""
+    path = tmp_path / "scan.mat"
+    scipy.io.savemat(path, {"image": make_phantom(4, 64, 0).abs().permute(1, 2, 0).numpy()})
+    return path
+
+
+# ---------------------------------------------------------------------------------------- reconstruction
+
+
+def test_magnitude_scan_end_to_end(magnitude, tmp_path, priors):
+    done = demo("--data", magnitude, "--acceleration", 4, "--out", tmp_path / "out", cwd=tmp_path, priors=priors)
+    out = tmp_path / "out"
+    assert names(out) == ALWAYS | {"metrics.csv", "metrics_common_scale.csv"}
+    rows = list(csv.DictReader(open(out / "metrics.csv")))
+    assert list(rows[0]) == ["method", "psnr", "ssim", "mse_e4", "nmse", "seconds"]
+    assert [row["method"] for row in rows] == ["zero_filled", "global_merge", "nearest_merge", "ou_only", "gldm"]
+    image = np.load(out / "reconstruction.npy")
+    assert image.shape == (4, 64, 64) and image.dtype == np.complex64
+    assert np.array_equal(scipy.io.loadmat(out / "reconstruction.mat")["image"], image)
+    record = json.loads((out / "config.json").read_text())
+    assert record["config"]["mask"]["acceleration"] == 4 and len(record["sha256"]) == 64
+    assert record["settings"]["passes_per_frame"] == 16 and len(record["log"]) == 2
+    for name in ("metrics.csv", *PICTURES):
+        assert str(out / name) in done.stdout
+
+
+def test_result_does_not_depend_on_the_reference(magnitude, tmp_path, priors):
+    other = tmp_path / "other.mat"
+    scipy.io.savemat(other, {"image": make_phantom(4, 64, 5).abs().permute(1, 2, 0).numpy()})
+    runs = {"own": [], "none": ["--no_reference"], "other": ["--reference", other]}
+    for name, flags in runs.items():
+        demo("--data", magnitude, "--out", tmp_path / name, *flags, cwd=tmp_path, priors=priors)
+    images = {name: (tmp_path / name / "reconstruction.npy").read_bytes() for name in runs}
+    assert images["own"] == images["none"] == images["other"]
+    assert not (tmp_path / "none" / "metrics.csv").exists()
+    scores = {name: (tmp_path / name / "metrics.csv").read_text() for name in ("own", "other")}
+    assert scores["own"] != scores["other"]
+
+
+def test_undersampled_kspace_with_a_reference_file(tmp_path, priors):
+    image = make_phantom(4, 64, 0)
+    mask = make_mask("random", (4, 64, 64), 3, 6)
+    np.save(tmp_path / "y.npy", torch.where(mask, fft2c(image), 0).numpy())
+    np.save(tmp_path / "truth.npy", image.numpy())
+    flags = ["--data", "y.npy", "--key", "kspace"]
+    done = demo(*flags, "--reference", "truth.npy", cwd=tmp_path, priors=priors)
+    assert "mask found from its zeros" in done.stdout
+    assert names(tmp_path / "result" / "0000") >= {"metrics.csv"}
+    demo(*flags, cwd=tmp_path, priors=priors)
+    assert names(tmp_path / "result" / "0001") == ALWAYS
+
+
+def test_shipped_checkpoints_and_default_scan(tmp_path):
+    done = command(
+        "PCsampling_demo_svd.py", "--config.sampling.iterations=1", "--frames=3", "--size=64", "--out=out", cwd=tmp_path
+    )
+    assert "embedded phantom 0: 3 frames of 64×64" in done.stdout and "gldm" in done.stdout
+    assert names(tmp_path / "out") >= ALWAYS
+
+
+def test_shipped_checkpoints_say_how_they_were_made():
+    size = 0
+    for name in ("global", "local"):
+        path = ROOT / "checkpoints" / f"{name}.safetensors"
+        size += path.stat().st_size
+        _, metadata = load_model(path)
+        assert metadata["prior"] == name and metadata["command"].startswith("python main.py")
+        assert metadata["training_config"]["data"]["image_size"] == 96
+    assert size <= 16 * 2**20
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+def test_train_resume_evaluate(tmp_path, magnitude):
+    config = f"--config={ROOT / 'configs/ve/SIAT_kdata_ncsnpp.py'}"
+    seed = [config, "--workdir=exp", "--eval_folder=result", *TINY]
+    command("main.py", *seed, "--mode=train", cwd=tmp_path)
+    for name in ("global", "local"):
+        folder = tmp_path / "exp" / name
+        assert names(folder) == {"model.safetensors", "checkpoints", "checkpoints-meta", "tensorboard"}
+        assert names(folder / "checkpoints") == {"checkpoint_4.pth", "checkpoint_6.pth"}
+        state = torch.load(folder / "checkpoints" / "checkpoint_6.pth", weights_only=True)
+        assert {"optimizer", "model", "ema", "step"} <= set(state) and state["step"] == 6
+    first = load_model(tmp_path / "exp/global/model.safetensors")[0].state_dict()
+
+    done = command("main.py", *seed, "--mode=train", "--config.training.n_iters=8", cwd=tmp_path)
+    assert "at step 6" in done.stdout
+    resumed = load_model(tmp_path / "exp/global/model.safetensors")[0].state_dict()
+    assert any(not torch.equal(first[k], resumed[k]) for k in first)
+    straight = ["main.py", config, "--workdir=straight", "--mode=train", "--model=global", *TINY]
+    command(*straight, "--config.training.n_iters=8", cwd=tmp_path)
+    uninterrupted = load_model(tmp_path / "straight/global/model.safetensors")[0].state_dict()
+    assert all(torch.equal(uninterrupted[k], resumed[k]) for k in resumed)
+    assert names(tmp_path / "straight") == {"global"}
+
+    done = command("main.py", *seed, "--config.model.nf=16", cwd=tmp_path, succeeds=False)
+    assert_one_sentence(done, "another model (nf)")
+
+    (tmp_path / "scans").mkdir()
+    magnitude.rename(tmp_path / "scans" / "heart.mat")
+    evaluation = [*seed, "--mode=eval", "--config.eval.path=scans"]
+    command("main.py", *evaluation, cwd=tmp_path)
+    out = tmp_path / "exp" / "result"
+    assert names(out) == {"heart", "metrics.csv", "metrics.md"}
+    rows = list(csv.DictReader(open(out / "metrics.csv")))
+    assert {row["scan"] for row in rows} == {"heart"} and rows[-1]["method"] == "gldm"
+    assert_one_sentence(command("main.py", *evaluation, cwd=tmp_path, succeeds=False), "--overwrite")
+
+
+# --------------------------------------------------------------------------------------------- bad input
+
+
+def assert_one_sentence(done, words):
+    assert done.returncode != 0
+    assert words in done.stderr, done.stderr
+    last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1 and "Traceback" not in done.stderr
+
+
+def array(changed=None):
+    image = make_phantom(4, 64, 0)
+    return changed(image) if changed else image.numpy()
+
+
+def _with_nan(image):
+    image = image.clone()
+    image[1, 2, 3] = float("nan")
+    return image.numpy()
+
+
+def _mask_file(tmp_path, mask):
+    np.save(tmp_path / "mask.npy", mask.numpy())
+    return ["--mask", "mask.npy"]
+
+
+BAD_ARRAYS = {
+    "nan": (lambda: array(_with_nan), [], "scan.npy"),
+    "infinite": (lambda: array(lambda i: (i / i.abs().clamp(min=0) * 1.0).numpy()), [], "scan.npy"),
+    "one frame": (lambda: array()[:1], [], "scan.npy"),
+    "odd size": (lambda: array()[:, :63], [], "scan.npy"),
+    "integer": (lambda: (100 * np.abs(array())).astype(np.int16), [], "scan.npy"),
+    "dc in the corner": (
+        lambda: torch.fft.fft2(make_phantom(4, 64, 0)).numpy().astype(np.complex64),
+        ["--key", "kspace"],
+        "--dc corner",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ARRAYS)
+def test_bad_arrays(case, tmp_path, priors):
+    make, flags, words = BAD_ARRAYS[case]
+    np.save(tmp_path / "scan.npy", make())
+    done = demo("--data", "scan.npy", *flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_dc_in_the_corner_can_be_said(tmp_path, priors):
+    np.save(tmp_path / "scan.npy", torch.fft.fft2(make_phantom(4, 64, 0)).numpy().astype(np.complex64))
+    demo("--data", "scan.npy", "--key", "kspace", "--dc", "corner", "--out", "out", cwd=tmp_path, priors=priors)
+
+
+@pytest.mark.parametrize("case", ["shape", "empty frame", "does not match"])
+def test_bad_masks(case, tmp_path, priors):
+    image = make_phantom(4, 64, 0)
+    mask = make_mask("uniform", (4, 64, 64), 4, 8)
+    np.save(tmp_path / "scan.npy", torch.where(mask, fft2c(image), 0).numpy())
+    if case == "shape":
+        flags = _mask_file(tmp_path, mask[:, :62])
+    elif case == "empty frame":
+        emptied = mask.clone()
+        emptied[2] = False
+        flags = _mask_file(tmp_path, emptied)
+    else:
+        flags = _mask_file(tmp_path, make_mask("uniform", (4, 64, 64), 4, 8, seed=1))
+    data = ["--data", "scan.npy", "--key", "kspace", "--out", "out"]
+    done = demo(*data, *flags, cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "mask.npy")
+    assert not (tmp_path / "out").exists()
+
+
+def _write_truncated(path):
+    scipy.io.savemat(path, {"image": array()}, do_compression=True)
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def _write_h5_without_data(path):
+    path.write_bytes(b"not an HDF5 file" * 100)
+
+
+def _write_other_key(path):
+    with h5py.File(path, "w") as file:
+        file["picture"] = array()
+
+
+BAD_FILES = {
+    "mat without the key": ("scan.mat", lambda p: scipy.io.savemat(p, {"data": array()}), ["--key", "image"], "data"),
+    "h5 without the key": ("scan.h5", _write_other_key, ["--key", "image"], "picture"),
+    "not hdf5": ("scan.h5", _write_h5_without_data, [], "scan.h5"),
+    "truncated": ("scan.mat", _write_truncated, [], "scan.mat"),
+    "missing": ("scan.mat", lambda p: None, [], "scan.mat"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files(case, tmp_path, priors):
+    name, write, flags, words = BAD_FILES[case]
+    write(tmp_path / name)
+    done = demo("--data", name, *flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, words)
+    assert name in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_checkpoint_of_another_architecture(tmp_path, priors, magnitude):
+    path = tmp_path / "other.safetensors"
+    save_model(NCSNpp(image_size=64, num_channels=4, nf=8, ch_mult=(1, 2)), path, weight={})
+    done = demo(
+        "--data", magnitude, "--out", "out", "--checkpoint_local", path, cwd=tmp_path, priors=priors, succeeds=False
+    )
+    assert_one_sentence(done, "other.safetensors")
+    path.write_bytes(priors[0].read_bytes()[:2000])
+    done = demo(
+        "--data", magnitude, "--out", "out", "--checkpoint_local", path, cwd=tmp_path, priors=priors, succeeds=False
+    )
+    assert_one_sentence(done, "truncated")
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten(tmp_path, priors, magnitude):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("precious")
+    flags = ["--data", magnitude, "--out", "out"]
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "--overwrite")
+    assert names(tmp_path / "out") == {"mine.txt"}
+    demo(*flags, "--overwrite", cwd=tmp_path, priors=priors)
+    assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
+
+
+def test_reference_of_another_shape(tmp_path, priors, magnitude):
+    np.save(tmp_path / "truth.npy", array()[:3])
+    flags = ["--data", magnitude, "--reference", "truth.npy", "--out", "out"]
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "truth.npy")
+    assert not (tmp_path / "out").exists()

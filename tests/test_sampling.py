@@ -1,0 +1,206 @@
+import pytest
+import torch
+
+from datasets import embedded_acquisition
+from models import create_model
+from models.checkpoint import save_model
+from models.convert import named_to_upstream
+from mri.consistency import data_consistency, scan_scale
+from mri.fourier import fft2c, ifft2c
+from mri.metrics import evaluate
+from mri.weighting import KspaceWeight, to_channels
+from sampling import (
+    Prior,
+    load_prior,
+    optimization_unit_alone,
+    published_cascade,
+    reconstruct,
+)
+from sde_lib import VESDE
+from utils.errors import InputError
+
+
+@pytest.fixture
+def scan(tiny):
+    return embedded_acquisition(tiny, 0)
+
+
+@pytest.fixture
+def models(priors):
+    return tuple(load_prior(path) for path in priors)
+
+
+def run(scan, models, config, seed=0):
+    return reconstruct(scan.kspace, scan.mask, *models, config, seed)
+
+
+@pytest.mark.parametrize(
+    "start,after,operator",
+    [("zero_filled", "both", "hankel"), ("pseudo_reference", "last", "hankel"), ("pseudo_reference", "both", "llr")],
+)
+def test_result_keeps_the_measured_samples_and_is_repeatable(scan, models, tiny, start, after, operator):
+    tiny.sampling.start, tiny.ou.after, tiny.ou.operator = start, after, operator
+    result = run(scan, models, tiny)
+    assert result.image.dtype == torch.complex64 and result.image.shape == scan.kspace.shape
+    assert torch.allclose(fft2c(result.image)[scan.mask], scan.kspace[scan.mask], atol=1e-5)
+    assert torch.equal(run(scan, models, tiny).image, result.image)
+    assert not torch.equal(run(scan, models, tiny, seed=1).image, result.image)
+    assert [step["sigma"] for step in result.log] == sorted((s["sigma"] for s in result.log), reverse=True)
+    assert result.log[0]["sigma"] == pytest.approx(4)
+
+
+def test_units_of_the_input(scan, models, tiny):
+    once = run(scan, models, tiny).image
+    thousand = reconstruct(1000 * scan.kspace, scan.mask, *models, tiny).image
+    assert torch.allclose(thousand, 1000 * once, rtol=1e-3, atol=0.02)
+
+
+def test_values_outside_the_mask_do_not_matter(scan, models, tiny):
+    spoiled = torch.where(scan.mask, scan.kspace, 5)
+    result = reconstruct(spoiled, scan.mask, *models, tiny)
+    assert torch.equal(result.image, run(scan, models, tiny).image)
+
+
+def test_network_passes_are_counted(scan, models, tiny, monkeypatch):
+    frames = 0
+    score = Prior.score
+
+    def counting(self, x, sigma):
+        nonlocal frames
+        frames += len(x)
+        return score(self, x, sigma)
+
+    monkeypatch.setattr(Prior, "score", counting)
+    result = run(scan, models, tiny)
+    assert frames == 8 * 2 * 4  # 8 passes per iteration, 2 iterations, 4 frames
+    assert result.settings["passes_per_frame"] == 16
+
+
+def test_published_cascade_against_its_formulas(scan, tiny):
+    """One iteration with a known score, written out with the symbols of the specification."""
+
+    class Known:
+        weight = KspaceWeight(1.0, 0.2, 0.5)
+
+        def __init__(self, factor):
+            self.factor = factor
+
+        def score(self, x, sigma):
+            return -self.factor * x / (0.25 + sigma**2)
+
+    sampling, gm, lm = tiny.sampling, Known(1.0), Known(0.5)
+    sampling.iterations = 1
+    y, mask = scan.kspace / scan_scale(scan.kspace, scan.mask), scan.mask
+    sde = VESDE(0.01, 4.0, 8)
+
+    class NoUnit:
+        after = "both"
+
+        def __call__(self, image):
+            return image * 0.9
+
+    class Log:
+        residual = staticmethod(lambda k: 0.0)
+        step = staticmethod(lambda **numbers: None)
+
+    result = published_cascade(
+        y, lambda k, std: data_consistency(k, y, mask), NoUnit(), gm, lm, sde, sampling,
+        torch.Generator().manual_seed(3), Log,
+    )  # fmt: skip
+
+    generator = torch.Generator().manual_seed(3)
+    sigma, sigma_before = 4.0, sde.discrete_sigmas()[6].item()
+    k, noise = y, torch.zeros(3, 4, 2, 64, 64)
+    for prior in (gm, lm):
+        w = prior.weight.on(k)
+        x = to_channels(w * k)
+        x = x + (sigma**2 - sigma_before**2) * prior.score(x, sigma)
+        k = torch.where(mask, y, torch.complex(x[:, 0], x[:, 1]) / w)
+        x = to_channels(w * k)
+        g = sum(prior.score(x + n, sigma) for n in noise) / 3
+        z = torch.randn(3, 4, 2, 64, 64, generator=generator)
+        z_norm = torch.stack([z[j, t].norm() for j in range(3) for t in range(4)]).mean()
+        g_norm = torch.stack([g[t].norm() for t in range(4)]).mean()
+        epsilon = 2 * (0.075 * z_norm / g_norm) ** 2
+        x = x + epsilon * g
+        noise = (2 * epsilon).sqrt() * z
+        k = torch.where(mask, y, torch.complex(x[:, 0], x[:, 1]) / w)
+        k = torch.where(mask, y, fft2c(0.9 * ifft2c(k)))
+    assert torch.allclose(result, k, atol=1e-4)
+
+
+def test_soft_data_consistency_lets_noisy_samples_move(scan, models, tiny):
+    tiny.sampling.noise_std = 0.1
+    result = run(scan, models, tiny)
+    difference = (fft2c(result.image) - scan.kspace)[scan.mask]
+    assert difference.abs().max() > 1e-3
+
+
+def test_sizes_that_the_network_cannot_halve(models, tiny):
+    tiny.data.image_size = 66
+    tiny.sampling.iterations = 1
+    for prior in models:
+        x = torch.randn(2, 2, 65, 67)
+        assert prior.score(x, 0.5).shape == x.shape
+    scan = embedded_acquisition(tiny, 0)
+    assert run(scan, models, tiny).image.shape == (4, 66, 66)
+
+
+def test_batches_of_frames_give_the_same_score(priors):
+    x = torch.randn(5, 2, 64, 64)
+    whole, parts = (load_prior(priors[0], batch_size=n).score(x, 0.3) for n in (16, 2))
+    assert torch.allclose(whole, parts, atol=1e-4)
+
+
+@pytest.mark.parametrize("operator", ["hankel", "llr"])
+def test_optimization_unit_alone_improves_on_zero_filling(scan, tiny, operator):
+    tiny.ou.operator = operator
+    image = optimization_unit_alone(scan.kspace, scan.mask, tiny.ou)
+    before = evaluate(ifft2c(scan.kspace), scan.reference)["psnr"]
+    assert evaluate(image, scan.reference)["psnr"] > before + 5
+
+
+@pytest.mark.parametrize(
+    "field,value,words",
+    [
+        ("sampling.sampler", "ddim", "unknown"),
+        ("sampling.start", "noise", "unknown"),
+        ("sampling.iterations", 0, "between 1 and num_scales"),
+        ("sampling.iterations", 9, "between 1 and num_scales"),
+        ("sampling.sigma_max", 5.0, "leaves the range"),
+        ("sampling.sigma_min", 0.001, "leaves the range"),
+        ("sampling.copies", 0, "at least 1"),
+        ("ou.operator", "tv", "unknown"),
+        ("ou.after", "never", "unknown"),
+        ("ou.rank", 65, "exceeds"),
+        ("ou.window", 65, "larger than"),
+    ],
+)
+def test_settings_that_do_not_fit(scan, models, tiny, field, value, words):
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=words):
+        run(scan, models, tiny)
+
+
+def test_published_checkpoint_gets_the_published_weight(tiny, tmp_path):
+    network = create_model(tiny)
+    path = tmp_path / "checkpoint_1.pth"
+    shadow = [p.detach() for p in network.parameters() if p.requires_grad]
+    torch.save(
+        {
+            "optimizer": {},
+            "model": named_to_upstream(network.state_dict(), network.config),
+            "ema": {"decay": 0.999, "num_updates": 1, "shadow_params": shadow},
+            "step": 1,
+        },
+        path,
+    )
+    prior = load_prior(path)
+    assert prior.weight == KspaceWeight.published()
+    assert not prior.network.config["centered"]
+
+
+def test_checkpoint_without_a_weight(tiny, tmp_path):
+    save_model(create_model(tiny), tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match="no k-space weight"):
+        load_prior(tmp_path / "m.safetensors")
