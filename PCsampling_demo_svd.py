@@ -13,14 +13,17 @@ from ml_collections.config_flags import config_flags
 import run_lib
 from datasets import Acquisition, acquisition_from_file, embedded_acquisition
 from mri.io import load_scan
+from sampling import SHIPPED
 from utils.errors import InputError, exit_on_input_error
 from utils.files import numbered_folder, refuse_existing
 
 FLAGS = flags.FLAGS
 
-SHIPPED = Path(__file__).parent / "checkpoints"
+HERE = Path(__file__).parent
 
-config_flags.DEFINE_config_file("config", "configs/ve/cpu_demo.py", "Configuration; any field can be overridden.")
+config_flags.DEFINE_config_file(
+    "config", str(HERE / "configs/ve/cpu_demo.py"), "Configuration; any field: --config.<part>.<field>=value."
+)
 flags.DEFINE_string("data", None, "Scan file: images or k-space; default: the embedded phantom.")
 flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace).")
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: found.")
@@ -70,8 +73,8 @@ def run() -> None:
     print(scan)
     priors = run_lib.load_priors(
         config,
-        FLAGS.checkpoint_global or SHIPPED / "global.safetensors",
-        FLAGS.checkpoint_local or SHIPPED / "local.safetensors",
+        FLAGS.checkpoint_global or SHIPPED["global"],
+        FLAGS.checkpoint_local or SHIPPED["local"],
     )
     if FLAGS.out:
         refuse_existing(FLAGS.out, FLAGS.overwrite)

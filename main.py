@@ -11,7 +11,9 @@ from utils.errors import exit_on_input_error
 FLAGS = flags.FLAGS
 
 config_flags.DEFINE_config_file(
-    "config", "configs/ve/SIAT_kdata_ncsnpp.py", "Configuration; any field: --config.<part>.<field>=value."
+    "config",
+    str(Path(__file__).parent / "configs/ve/SIAT_kdata_ncsnpp.py"),
+    "Configuration; any field: --config.<part>.<field>=value.",
 )
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "train: GM and LM; eval: reconstruct and score scans.")
 flags.DEFINE_enum("model", "both", ["global", "local", "both"], "Which prior to train.")

@@ -193,7 +193,7 @@ def compare_methods(
         "zero_filled": lambda: ifft2c(scan.kspace),
         "global_merge": lambda: merge("global"),
         "nearest_merge": lambda: merge("nearest"),
-        "ou_only": lambda: optimization_unit_alone(scan.kspace, scan.mask, config.ou, seed, periodic),
+        "ou_only": lambda: optimization_unit_alone(scan.kspace, scan.mask, config, seed),
         "gldm": gldm,
     }
     images, seconds = {}, {}

@@ -1,28 +1,76 @@
-"""The reconstruction: a cascade of two diffusion priors, GM → LM, with data consistency and the OU between."""
+"""The reconstruction: a cascade of two diffusion priors, GM → LM, with data consistency and the OU between.
 
+`few_step_cascade` is the sampler to use; `published_cascade` is the paper's, for comparison. Both work on the
+k-space of a scan of unit scale and see it, as the priors do, through a weight w (`mri.weighting`).
+"""
+
+import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from configs.ve.cpu_demo import get_config
 from models.checkpoint import load_model
 from models.convert import load_published
 from models.ncsnpp import NCSNpp
 from mri.consistency import data_consistency, data_residual, scan_scale
 from mri.fourier import fft2c, ifft2c
+from mri.holdout import hide
 from mri.interleave import pseudo_reference
 from mri.locally_low_rank import LocallyLowRank, fista_locally_low_rank
 from mri.lowrank import HankelLowRank
+from mri.masks import acs_rows, is_lines
 from mri.weighting import KspaceWeight, from_channels, to_channels
 from sde_lib import VESDE
 from utils.errors import InputError
 
 Tensor = torch.Tensor
 
+SHIPPED = {name: Path(__file__).parent / "checkpoints" / f"{name}.safetensors" for name in ("global", "local")}
 
-def published_cascade(kspace, dc, optimization_unit, gm, lm, sde, config, generator, log):
+
+def few_step_cascade(kspace, dc, optimization_unit, priors, trust, sampling, generator, log):
+    """Deterministic denoising from the noise level at which the scan itself says that the priors help.
+
+    Song et al. 2021 (DDIM) / Karras et al. 2022, Algorithm 1 without its second-order correction, in their
+    symbols: D denoiser, σ_i noise levels, S_churn fresh noise, d = (x − D(x; σ_i)) / σ_i, x ← x + (σ_{i+1} − σ_i) d.
+    The levels fall evenly from σ_0 to (1 − α) σ_0: when D hardly changes, the whole cascade moves x by α (D − x).
+    GM takes the early levels, LM the late ones.
+
+    Parameters
+    ----------
+    kspace
+        complex `(frames, height, width)` of unit scale: the start, the OU's result.
+    dc
+        puts the measured samples back: `dc(kspace, σ / w)`.
+    trust
+        σ_0 and α, see `find_trust`; σ_0 = 0 leaves the start as it is.
+    """
+    sigmas = [trust.sigma * (1 - trust.alpha * i / sampling.steps) for i in range(sampling.steps + 1)]
+    for i in range(sampling.steps if trust.sigma > 0 else 0):
+        sigma, sigma_next = sigmas[i], sigmas[i + 1]
+        prior = priors[i * len(priors) // sampling.steps]
+        x = to_channels(prior.weight(kspace))
+        noise = sampling.churn * sigma
+        x = x + noise * torch.randn(x.shape, generator=generator).to(x)
+        sigma_hat = math.hypot(sigma, noise)
+        d = (x - prior.denoise(x, sigma_hat)) / sigma_hat
+        x = x + (sigma_next - sigma_hat) * d
+        kspace = prior.weight.inverse(from_channels(x))
+        residual = log.residual(kspace)
+        prior_std = sigma / prior.weight.on(kspace)
+        kspace = dc(kspace, prior_std)
+        if optimization_unit.follows(i + 1 == sampling.steps):
+            kspace = dc(fft2c(optimization_unit(ifft2c(kspace))), prior_std)
+        log.step(sigma=sigma, residual=residual)
+    return kspace
+
+
+def published_cascade(kspace, dc, optimization_unit, priors, sde, sampling, generator, log):
     """The paper's predictor-corrector cascade (Guan et al. 2025, Algorithm 1 and Fig. 1).
 
     Symbols: s score, σ_i noise level, z noise, g mean score, ε Langevin step, r its signal-to-noise ratio.
@@ -37,10 +85,10 @@ def published_cascade(kspace, dc, optimization_unit, gm, lm, sde, config, genera
     """
     sigmas = sde.discrete_sigmas().tolist()
     sigmas = [0.0, *sigmas]  # the level below σ_min
-    copies = torch.zeros(config.copies, len(kspace), 2, *kspace.shape[1:], device=kspace.device)
-    for i in range(len(sigmas) - 1, len(sigmas) - 1 - config.iterations, -1):
+    copies = torch.zeros(sampling.copies, len(kspace), 2, *kspace.shape[1:], device=kspace.device)
+    for i in range(len(sigmas) - 1, len(sigmas) - 1 - sampling.iterations, -1):
         sigma, sigma_next = sigmas[i], sigmas[i - 1]
-        for prior in (gm, lm):
+        for prior in priors:
             prior_std = sigma / prior.weight.on(kspace)
             # predictor: reverse diffusion
             x = to_channels(prior.weight(kspace))
@@ -52,17 +100,18 @@ def published_cascade(kspace, dc, optimization_unit, gm, lm, sde, config, genera
             x = to_channels(prior.weight(kspace))
             g = torch.stack([prior.score(x + noise, sigma) for noise in copies]).mean(dim=0)
             z = torch.randn(copies.shape, generator=generator).to(x)
-            epsilon = 2 * (config.snr * _mean_norm(z.flatten(0, 1)) / _mean_norm(g)) ** 2
+            epsilon = 2 * (sampling.snr * _mean_norm(z.flatten(0, 1)) / _mean_norm(g)) ** 2
             x = x + epsilon * g
             copies = torch.sqrt(2 * epsilon) * z
             kspace = dc(prior.weight.inverse(from_channels(x)), prior_std)
-            if prior is lm or optimization_unit.after == "both":
+            if optimization_unit.follows(prior is priors[-1]):
                 kspace = dc(fft2c(optimization_unit(ifft2c(kspace))), prior_std)
         log.step(sigma=sigma, residual=residual)
     return kspace
 
 
-SAMPLERS = {"published": published_cascade}
+SAMPLERS = ("cascade", "published")
+SMALLEST_ACS = 2  # lines; one to hide, one to keep
 
 
 @dataclass(frozen=True)
@@ -73,6 +122,10 @@ class Prior:
     weight: KspaceWeight
     path: str
     batch_size: int = 16  # frames per network pass
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie); shapes as `score`."""
+        return x + sigma**2 * self.score(x, max(sigma, self.network.config["sigma_min"]))
 
     @torch.no_grad()
     def score(self, x: Tensor, sigma: float) -> Tensor:
@@ -101,50 +154,123 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
     """
     if Path(path).suffix == ".pth":
         network, weight = load_published(path), KspaceWeight.published()
-    else:
+    elif Path(path).suffix == ".safetensors":
         network, metadata = load_model(path)
-        if "weight" not in metadata:
-            raise InputError(f"{path} has no k-space weight; use a checkpoint that main.py --mode=train wrote.")
-        weight = KspaceWeight(**metadata["weight"])
+        try:
+            weight = KspaceWeight(**metadata["weight"])
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{path} has no k-space weight; use a checkpoint that main.py --mode=train wrote."
+            ) from None
+    else:
+        raise InputError(f"{path}: a checkpoint is a .safetensors of main.py or a published .pth; give one of these.")
+    if network.config["num_channels"] != 2:
+        raise InputError(
+            f"{path} is a network of {network.config['num_channels']} channels; k-space has 2, real and imaginary: "
+            "use a checkpoint of this project or a published one."
+        )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return Prior(network, weight, str(path), batch_size)
 
 
 class OptimizationUnit:
-    """Low rank: `hankel` (structured, published) or `llr` (locally low rank), as `config.ou` says."""
+    """Low rank: `hankel` (structured, published) or `llr` (locally low rank), as `config.ou` says.
 
-    def __init__(self, ou, seed: int = 0) -> None:
-        if ou.operator not in ("hankel", "llr"):
-            raise InputError(f"ou.operator '{ou.operator}' is unknown; choose hankel or llr.")
-        if ou.after not in ("both", "last"):
-            raise InputError(f"ou.after '{ou.after}' is unknown; choose both or last.")
-        self.after = ou.after
+    `auto` is `hankel` with the published sampler and `llr`, which benchmarks/quality.py finds better, otherwise.
+    """
+
+    def __init__(self, config, seed: int = 0) -> None:
+        ou = config.ou
+        if ou.operator not in ("auto", "hankel", "llr"):
+            raise InputError(f"ou.operator '{ou.operator}' is unknown; choose auto, hankel or llr.")
+        if ou.after not in ("both", "last", "never"):
+            raise InputError(f"ou.after '{ou.after}' is unknown; choose both, last or never.")
+        self.settings, self.seed = ou, seed
+        automatic = "hankel" if config.sampling.sampler == "published" else "llr"
+        self.operator = automatic if ou.operator == "auto" else ou.operator
         self.project: Callable[[Tensor], Tensor]
-        if ou.operator == "hankel":
+        if self.operator == "hankel":
             self.project = HankelLowRank(ou.window, ou.rank, ou.sweeps)
         else:
             self.project = LocallyLowRank(ou.threshold, ou.patch, seed)
+
+    def follows(self, last: bool) -> bool:
+        """Whether the OU comes after this model, the last of its turn or not."""
+        return self.settings.after == "both" or (last and self.settings.after == "last")
 
     def __call__(self, image: Tensor) -> Tensor:
         """One step on the images of a scan of unit scale, complex `(frames, height, width)`."""
         return self.project(image)
 
+    def alone(self, measured: Tensor, mask: Tensor, periodic: bool) -> Tensor:
+        """k-space of a scan of unit scale by the OU without any network, from the nearest-in-time start.
 
-def optimization_unit_alone(kspace: Tensor, mask: Tensor, ou, seed: int = 0, periodic: bool = False) -> Tensor:
-    """The OU without any network, from the nearest-in-time start: image `(frames, height, width)`.
+        `hankel`: projection and data consistency in turn. `llr`: FISTA, which is the same with momentum.
+        """
+        kspace, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
+        ou = self.settings
+        if self.operator == "llr":
+            return fista_locally_low_rank(
+                kspace, measured, mask, ou.threshold, ou.patch, ou.llr_iterations, self.seed
+            )
+        for _ in range(ou.hankel_iterations):
+            kspace = data_consistency(fft2c(self(ifft2c(kspace))), measured, mask)
+        return kspace
 
-    `hankel`: projection and data consistency in turn. `llr`: FISTA, which is the same with momentum.
-    """
+
+def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0) -> Tensor:
+    """Image `(frames, height, width)` by the OU of `config` without any network; arguments as `reconstruct`."""
     scale = scan_scale(kspace, mask)
-    measured = kspace / scale
-    start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
-    if ou.operator == "llr":
-        result = fista_locally_low_rank(start, measured, mask, ou.threshold, ou.patch, ou.iterations, seed)
-        return ifft2c(result) * scale
-    unit, result = OptimizationUnit(ou, seed), start
-    for _ in range(ou.iterations):
-        result = data_consistency(fft2c(unit(ifft2c(result))), measured, mask)
-    return ifft2c(result) * scale
+    measured = torch.where(mask, kspace, 0) / scale
+    return ifft2c(OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)) * scale
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Where the priors enter, as measured on samples hidden from them."""
+
+    sigma: float  # noise level that fits the start's error; 0 when no level helps
+    alpha: float  # how far to follow the denoiser, 0 … 1
+    error_before: float  # weighted error of the OU on the hidden samples
+    error_after: float  # the same after the denoiser
+
+
+def find_trust(measured: Tensor, mask: Tensor, priors: list[Prior], config, seed: int) -> Trust:
+    """Choose σ_0 and α from the scan: hide samples, reconstruct without them, predict them.
+
+    At every level of `sampling.trust_levels` the mean denoiser of the priors proposes a change D − x of the
+    OU's result x; α is its least-squares fit to the error on the hidden samples. The level that explains
+    most of that error wins. Costs one pass per level and prior.
+
+    Parameters
+    ----------
+    measured
+        complex `(frames, height, width)`, unit scale, 0 outside `mask`.
+    """
+    kept, hidden = hide(mask, seed=seed)
+    if not hidden.any():
+        return Trust(0.0, 0.0, 0.0, 0.0)
+    known = torch.where(kept, measured, 0)
+    start = OptimizationUnit(config, seed).alone(known, kept, config.data.periodic)
+    weight, data_std = priors[-1].weight, priors[-1].weight.data_std
+    error = weight(measured - start)[hidden]
+    before = error.norm().item()
+    best = Trust(0.0, 0.0, before, before)
+    for factor in config.sampling.trust_levels:
+        sigma = factor * data_std
+        proposal = torch.stack([_proposed_change(prior, start, sigma) for prior in priors]).mean(dim=0)
+        change = weight(proposal)[hidden]
+        alpha = (torch.vdot(change, error).real / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
+        after = (error - alpha * change).norm().item()
+        if after < best.error_after:
+            best = Trust(sigma, alpha.item(), before, after)
+    return best
+
+
+def _proposed_change(prior: Prior, kspace: Tensor, sigma: float) -> Tensor:
+    """D − x of one prior, as k-space."""
+    x = to_channels(prior.weight(kspace))
+    return prior.weight.inverse(from_channels(prior.denoise(x, sigma) - x))
 
 
 @dataclass
@@ -177,9 +303,9 @@ class Reconstruction:
 def reconstruct(
     kspace: Tensor,
     mask: Tensor,
-    global_model: Prior,
-    local_model: Prior,
-    config,
+    global_model: Prior | None = None,
+    local_model: Prior | None = None,
+    config=None,
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> Reconstruction:
@@ -192,19 +318,24 @@ def reconstruct(
     mask
         boolean, same shape.
     global_model, local_model
-        GM and LM, see `load_prior`.
+        GM and LM, see `load_prior`; default: the shipped checkpoints.
     config
-        a configuration with `sampling`, `ou` and `data.periodic` (see `configs/default.py`).
+        a configuration with `sampling`, `ou` and `data.periodic` (see `configs/default.py`); default:
+        `configs/ve/cpu_demo.py`.
     seed
-        of the sampler's noise; the result is repeatable on a CPU.
+        of the sampler's noise and of the samples hidden to find the trust; repeatable on a CPU.
 
     Raises
     ------
     InputError
         for a setting that fits neither the scan nor the checkpoints.
     """
+    config = config or get_config()
     sampling = config.sampling
-    sde = _checked_sde(sampling, (global_model, local_model))
+    models = {"global": global_model, "local": local_model}
+    check_settings(config, mask)
+    priors = [models[name] or load_prior(SHIPPED[name], device) for name in sampling.order]
+    check_noise_levels(sampling, priors)
     scale = scan_scale(kspace, mask)
     measured = (torch.where(mask, kspace, 0) / scale).to(device)
     mask = mask.to(device)
@@ -212,55 +343,72 @@ def reconstruct(
     def dc(k: Tensor, prior_std: Tensor) -> Tensor:
         return data_consistency(k, measured, mask, sampling.noise_std, prior_std)
 
+    generator = torch.Generator().manual_seed(seed)
+    unit = OptimizationUnit(config, seed)
     start = measured
     if sampling.start == "pseudo_reference":
         start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
-    bar = tqdm(total=sampling.iterations, desc=f"GLDM ({sampling.sampler})")
-    log = SamplerLog(measured, mask, bar)
-    generator = torch.Generator().manual_seed(seed)
-    unit = OptimizationUnit(config.ou, seed)
-    with bar:
-        result = SAMPLERS[sampling.sampler](
-            start, dc, unit, global_model, local_model, sde, sampling, generator, log
-        )
-    settings = {
-        "sampling": sampling.to_dict(),
-        "ou": config.ou.to_dict(),
-        "seed": seed,
-        "checkpoint_global": global_model.path,
-        "checkpoint_local": local_model.path,
-        "scale": scale,
-        "passes_per_frame": sampling.iterations * 2 * (1 + sampling.copies),
-    }
+    settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
+    settings["checkpoints"] = [prior.path for prior in priors]
+    steps = sampling.steps if sampling.sampler == "cascade" else sampling.iterations
+    with tqdm(total=steps, desc=f"GLDM ({sampling.sampler})") as bar:
+        log = SamplerLog(measured, mask, bar)
+        if sampling.sampler == "published":
+            sde = VESDE(sampling.sigma_min, sampling.sigma_max, sampling.num_scales)
+            result = published_cascade(start, dc, unit, priors, sde, sampling, generator, log)
+            passes = len(log.steps) * len(priors) * (1 + sampling.copies)
+        else:
+            if config.ou.after != "never":
+                start = unit.alone(measured, mask, config.data.periodic)
+            trust = find_trust(measured, mask, priors, config, seed)
+            settings["trust"] = asdict(trust)
+            result = few_step_cascade(start, dc, unit, priors, trust, sampling, generator, log)
+            passes = len(log.steps) + len(sampling.trust_levels) * len(priors)
+    settings["passes_per_frame"] = passes
     return Reconstruction((ifft2c(result) * scale).cpu(), log.steps, settings)
 
 
-def _checked_sde(sampling, priors: tuple[Prior, Prior]) -> VESDE:
-    """The sampler's SDE, after checking that the checkpoints know its noise levels."""
-    if sampling.sampler not in SAMPLERS:
-        raise InputError(
-            f"sampling.sampler '{sampling.sampler}' is unknown; choose one of {', '.join(SAMPLERS)}."
-        )
-    if sampling.start not in ("zero_filled", "pseudo_reference"):
-        raise InputError(
-            f"sampling.start '{sampling.start}' is unknown; choose zero_filled or pseudo_reference."
-        )
+def check_settings(config, mask: Tensor) -> None:
+    """Raise `InputError` for settings that fit neither each other nor the scan, before any work."""
+    sampling, ou, (frames, height, width) = config.sampling, config.ou, mask.shape
+    unit = OptimizationUnit(config)
+    for name, known in {"sampler": SAMPLERS, "start": ("zero_filled", "pseudo_reference")}.items():
+        if sampling[name] not in known:
+            raise InputError(f"sampling.{name} '{sampling[name]}' is unknown; choose {' or '.join(known)}.")
+    if not sampling.order or not set(sampling.order) <= set(SHIPPED):
+        raise InputError(f"sampling.order {tuple(sampling.order)} must name global, local or both.")
     if not 1 <= sampling.iterations <= sampling.num_scales:
         raise InputError(
             f"sampling.iterations must lie between 1 and num_scales = {sampling.num_scales}, "
             f"not {sampling.iterations}."
         )
-    if sampling.copies < 1:
-        raise InputError("sampling.copies must be at least 1.")
-    sde = VESDE(sampling.sigma_min, sampling.sigma_max, sampling.num_scales)
+    if sampling.copies < 1 or sampling.steps < 1 or not sampling.trust_levels:
+        raise InputError("sampling.copies and sampling.steps must be at least 1, and trust_levels not empty.")
+    if unit.operator == "hankel":
+        unit.project.check(frames, height, width)
+    elif not 1 <= ou.patch <= min(height, width):
+        raise InputError(f"ou.patch {ou.patch} must lie between 1 and the image's {min(height, width)} pixels.")
+    if sampling.sampler == "cascade" and is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
+        raise InputError(
+            f"the mask has {acs_rows(mask).sum()} ACS lines and the cascade finds its noise level from at least "
+            f"{SMALLEST_ACS}; sample more central lines in every frame, or use --sampler published."
+        )
+
+
+def check_noise_levels(sampling, priors: list[Prior]) -> None:
+    """Raise `InputError` when the sampler would ask a checkpoint for noise levels it was not trained for."""
     for prior in priors:
-        low, high = prior.network.config["sigma_min"], prior.network.config["sigma_max"]
-        if sampling.sigma_min < low * (1 - 1e-6) or sampling.sigma_max > high * (1 + 1e-6):
+        if sampling.sampler == "published":
+            low, high, fields = sampling.sigma_min, sampling.sigma_max, "sampling.sigma_min and sampling.sigma_max"
+        else:
+            levels = [factor * prior.weight.data_std for factor in sampling.trust_levels]
+            low, high, fields = min(levels), max(levels), "sampling.trust_levels (units of data_std)"
+        known_low, known_high = prior.network.config["sigma_min"], prior.network.config["sigma_max"]
+        if low < known_low * (1 - 1e-6) or high > known_high * (1 + 1e-6):
             raise InputError(
-                f"σ from {sampling.sigma_min:g} to {sampling.sigma_max:g} leaves the range {low:g} to {high:g} "
-                f"that {prior.path} was trained for; set sampling.sigma_min and sampling.sigma_max within it."
+                f"σ from {low:g} to {high:g} leaves the range {known_low:g} to {known_high:g} that {prior.path} "
+                f"was trained for; set {fields} within it."
             )
-    return sde
 
 
 def _mean_norm(x: Tensor) -> Tensor:

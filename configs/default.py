@@ -82,26 +82,31 @@ def get_default_configs() -> ml_collections.ConfigDict:
     optim.grad_clip = 1.0
 
     config.sampling = sampling = ml_collections.ConfigDict()
-    sampling.sampler = "published"
+    sampling.sampler = "published"          # published: the paper's; cascade: few steps from a matched noise level
+    sampling.order = ("global", "local")    # the models of the cascade, in their order
     sampling.start = "zero_filled"          # zero_filled | pseudo_reference
-    sampling.sigma_max = 4.0      # first noise level
-    sampling.sigma_min = 0.01     # last noise level, reached only when iterations = num_scales
-    sampling.num_scales = 1000    # N, levels between the two
-    sampling.iterations = 300     # levels used, from sigma_max down
-    sampling.snr = 0.075          # r of the Langevin corrector
-    sampling.copies = 3           # noise copies that share a corrector step
+    sampling.steps = 6            # cascade: noise levels, one network pass each
+    sampling.churn = 0.0          # cascade: fresh noise per step, in units of its σ; 0: deterministic
+    sampling.trust_levels = (0.02, 0.05, 0.1, 0.2, 0.4)    # cascade: first noise levels tried, in units of data_std
+    sampling.sigma_max = 4.0      # published: first noise level
+    sampling.sigma_min = 0.01     # published: last noise level, reached only when iterations = num_scales
+    sampling.num_scales = 1000    # published: N, levels between the two
+    sampling.iterations = 300     # published: levels used, from sigma_max down
+    sampling.snr = 0.075          # published: r of the Langevin corrector
+    sampling.copies = 3           # published: noise copies that share a corrector step
     sampling.batch_size = 16      # frames per network pass
     sampling.noise_std = 0.0      # of the measured samples, in units of the scan's scale; 0: hard data consistency
 
     config.ou = ou = ml_collections.ConfigDict()
-    ou.after = "both"             # both: after GM and after LM (paper, Fig. 1); last: after LM only (its code)
-    ou.operator = "hankel"        # hankel: structured low rank (published); llr: locally low rank
+    ou.after = "both"             # both: after GM and LM (paper, Fig. 1); last: after LM only (its code); never
+    ou.operator = "auto"          # hankel: structured low rank (published); llr: locally low rank; auto: by sampler
     ou.window = 8                 # hankel: k-space window, samples
     ou.rank = 96                  # hankel: singular vectors kept
     ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
+    ou.hankel_iterations = 20     # hankel: iterations of the OU alone
     ou.patch = 8                  # llr: patch, pixels
     ou.threshold = 0.01           # llr: singular values, in units of the scan's scale
-    ou.iterations = 20            # iterations of the OU alone (the table's row ou_only)
+    ou.llr_iterations = 100       # llr: FISTA iterations of the OU alone
 
     config.eval = evaluate = ml_collections.ConfigDict()
     evaluate.path = ""            # scan file or folder to reconstruct with --mode=eval; empty: the embedded scan

@@ -52,17 +52,20 @@ class HankelLowRank:
         Raises
         ------
         InputError
-            when the window is larger than k-space or the rank than frames·w².
+            see `check`.
         """
-        frames, height, width = image.shape
+        self.check(*image.shape)
+        correlation = lag_correlation(image, self.window)
+        basis = self._leading_subspace(correlation, len(image))
+        return apply_filter(lag_sums(basis, len(image), self.window), image, self.window)
+
+    def check(self, frames: int, height: int, width: int) -> None:
+        """Raise `InputError` when the window is larger than k-space or the rank than frames·w²."""
         order = frames * self.window**2
         if self.window > min(height, width):
             raise InputError(f"the window of {self.window} is larger than the {height}×{width} k-space.")
         if self.rank > order:
             raise InputError(f"rank {self.rank} exceeds frames·window² = {order}; choose a smaller rank.")
-        correlation = lag_correlation(image, self.window)
-        basis = self._leading_subspace(correlation, frames)
-        return apply_filter(lag_sums(basis, frames, self.window), image, self.window)
 
     def _leading_subspace(self, correlation: Tensor, frames: int) -> Tensor:
         """Orthonormal `(frames·w², rank)` basis of the leading eigenvectors of the Gram matrix.

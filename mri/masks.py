@@ -81,13 +81,18 @@ def net_acceleration(mask: Tensor) -> float:
     return 1.0 / mask.double().mean().item()
 
 
-def acs_lines(mask: Tensor) -> int:
-    """Number of contiguous central lines that every frame of `mask` samples fully."""
+def is_lines(mask: Tensor) -> bool:
+    """Whether every row of every frame is sampled wholly or not at all."""
+    return torch.equal(mask, mask[..., :1].expand_as(mask))
+
+
+def acs_rows(mask: Tensor) -> Tensor:
+    """Which rows belong to the ACS, the block around DC that every frame samples fully: boolean `(height,)`."""
     full = mask.all(dim=0).all(dim=-1)
-    centre = mask.shape[-2] // 2
-    below = full[:centre].flip(0).long().cumprod(0).sum().item()
-    above = full[centre:].long().cumprod(0).sum().item()
-    return below + above if above else 0
+    centre = len(full) // 2
+    above = full[centre:].long().cumprod(0)
+    below = full[:centre].flip(0).long().cumprod(0).flip(0) * above[0]  # no DC line, no block around it
+    return torch.cat((below, above)).bool()
 
 
 def fit_mask(mask: Tensor, shape: tuple[int, int, int], name: str = "the mask") -> Tensor:

@@ -12,12 +12,17 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from models.checkpoint import load_model, save_model
 from models.ncsnpp import NCSNpp
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_phantom
+from mri.weighting import KspaceWeight
+from sampling import load_prior
+from utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 TINY = (
@@ -34,7 +39,7 @@ ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", *PICTURES}
 def command(*arguments, cwd, succeeds=True):
     """Run a script of the project from another folder; returns the finished process."""
     script, *rest = map(str, arguments)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, str(ROOT / script), *rest], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -67,7 +72,7 @@ def test_magnitude_scan_end_to_end(magnitude, tmp_path, priors):
     done = demo("--data", magnitude, "--acceleration", 4, "--out", tmp_path / "out", cwd=tmp_path, priors=priors)
     out = tmp_path / "out"
     assert names(out) == ALWAYS | {"metrics.csv", "metrics_common_scale.csv"}
-    rows = list(csv.DictReader(open(out / "metrics.csv")))
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert list(rows[0]) == ["method", "psnr", "ssim", "mse_e4", "nmse", "seconds"]
     assert [row["method"] for row in rows] == ["zero_filled", "global_merge", "nearest_merge", "ou_only", "gldm"]
     image = np.load(out / "reconstruction.npy")
@@ -159,7 +164,7 @@ def test_train_resume_evaluate(tmp_path, magnitude):
     command("main.py", *evaluation, cwd=tmp_path)
     out = tmp_path / "exp" / "result"
     assert names(out) == {"heart", "metrics.csv", "metrics.md"}
-    rows = list(csv.DictReader(open(out / "metrics.csv")))
+    rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert {row["scan"] for row in rows} == {"heart"} and rows[-1]["method"] == "gldm"
     assert_one_sentence(command("main.py", *evaluation, cwd=tmp_path, succeeds=False), "--overwrite")
 
@@ -174,14 +179,13 @@ def assert_one_sentence(done, words):
     assert len(last) == 1 and "Traceback" not in done.stderr
 
 
-def array(changed=None):
+def array():
+    return make_phantom(4, 64, 0).numpy()
+
+
+def _with(value):
     image = make_phantom(4, 64, 0)
-    return changed(image) if changed else image.numpy()
-
-
-def _with_nan(image):
-    image = image.clone()
-    image[1, 2, 3] = float("nan")
+    image[1, 2, 3] = value
     return image.numpy()
 
 
@@ -191,8 +195,8 @@ def _mask_file(tmp_path, mask):
 
 
 BAD_ARRAYS = {
-    "nan": (lambda: array(_with_nan), [], "scan.npy"),
-    "infinite": (lambda: array(lambda i: (i / i.abs().clamp(min=0) * 1.0).numpy()), [], "scan.npy"),
+    "nan": (lambda: _with(float("nan")), [], "scan.npy"),
+    "infinite": (lambda: _with(float("inf")), [], "scan.npy"),
     "one frame": (lambda: array()[:1], [], "scan.npy"),
     "odd size": (lambda: array()[:, :63], [], "scan.npy"),
     "integer": (lambda: (100 * np.abs(array())).astype(np.int16), [], "scan.npy"),
@@ -269,18 +273,42 @@ def test_bad_files(case, tmp_path, priors):
     assert name in done.stderr and not (tmp_path / "out").exists()
 
 
+def _four_channels(path, good):
+    weight = KspaceWeight(1.0, 0.2, 0.5).to_dict()
+    save_model(NCSNpp(image_size=64, num_channels=4, nf=8, ch_mult=(1, 2)), path, weight=weight)
+
+
+def _other_weights(path, good):
+    tensors = {"conv.weight": torch.zeros(3)}
+    with safe_open(good, framework="pt") as file:
+        save_file(tensors, path, metadata=file.metadata())
+
+
+BAD_CHECKPOINTS = {
+    "other channels": ("bad.safetensors", _four_channels),
+    "other weights": ("bad.safetensors", _other_weights),
+    "truncated": ("bad.safetensors", lambda path, good: path.write_bytes(good.read_bytes()[:2000])),
+    "no weight": ("bad.safetensors", lambda path, good: save_model(NCSNpp(nf=8, ch_mult=(1, 2)), path)),
+    "broken weight": ("bad.safetensors", lambda path, good: save_model(NCSNpp(nf=8, ch_mult=(1, 2)), path, weight={})),
+    "not a checkpoint": ("bad.pth", lambda path, good: path.write_bytes(b"words")),
+    "another suffix": ("bad.ckpt", lambda path, good: path.write_bytes(good.read_bytes())),
+    "missing": ("bad.safetensors", lambda path, good: None),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CHECKPOINTS)
+def test_bad_checkpoints(case, tmp_path, priors):
+    name, write = BAD_CHECKPOINTS[case]
+    write(tmp_path / name, priors[0])
+    with pytest.raises(InputError, match=name):
+        load_prior(tmp_path / name)
+
+
 def test_checkpoint_of_another_architecture(tmp_path, priors, magnitude):
-    path = tmp_path / "other.safetensors"
-    save_model(NCSNpp(image_size=64, num_channels=4, nf=8, ch_mult=(1, 2)), path, weight={})
-    done = demo(
-        "--data", magnitude, "--out", "out", "--checkpoint_local", path, cwd=tmp_path, priors=priors, succeeds=False
-    )
+    _four_channels(tmp_path / "other.safetensors", priors[0])
+    flags = ["--data", magnitude, "--out", "out", "--checkpoint_local", "other.safetensors"]
+    done = demo(*flags, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "other.safetensors")
-    path.write_bytes(priors[0].read_bytes()[:2000])
-    done = demo(
-        "--data", magnitude, "--out", "out", "--checkpoint_local", path, cwd=tmp_path, priors=priors, succeeds=False
-    )
-    assert_one_sentence(done, "truncated")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,10 +9,15 @@ from models.checkpoint import save_model
 from models.convert import named_to_upstream
 from mri.consistency import data_consistency, scan_scale
 from mri.fourier import fft2c, ifft2c
+from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.weighting import KspaceWeight, to_channels
 from sampling import (
+    OptimizationUnit,
     Prior,
+    Trust,
+    few_step_cascade,
+    find_trust,
     load_prior,
     optimization_unit_alone,
     published_cascade,
@@ -94,7 +101,7 @@ def test_published_cascade_against_its_formulas(scan, tiny):
     sde = VESDE(0.01, 4.0, 8)
 
     class NoUnit:
-        after = "both"
+        follows = staticmethod(lambda last: True)
 
         def __call__(self, image):
             return image * 0.9
@@ -104,7 +111,7 @@ def test_published_cascade_against_its_formulas(scan, tiny):
         step = staticmethod(lambda **numbers: None)
 
     result = published_cascade(
-        y, lambda k, std: data_consistency(k, y, mask), NoUnit(), gm, lm, sde, sampling,
+        y, lambda k, std: data_consistency(k, y, mask), NoUnit(), [gm, lm], sde, sampling,
         torch.Generator().manual_seed(3), Log,
     )  # fmt: skip
 
@@ -155,7 +162,7 @@ def test_batches_of_frames_give_the_same_score(priors):
 @pytest.mark.parametrize("operator", ["hankel", "llr"])
 def test_optimization_unit_alone_improves_on_zero_filling(scan, tiny, operator):
     tiny.ou.operator = operator
-    image = optimization_unit_alone(scan.kspace, scan.mask, tiny.ou)
+    image = optimization_unit_alone(scan.kspace, scan.mask, tiny)
     before = evaluate(ifft2c(scan.kspace), scan.reference)["psnr"]
     assert evaluate(image, scan.reference)["psnr"] > before + 5
 
@@ -171,7 +178,11 @@ def test_optimization_unit_alone_improves_on_zero_filling(scan, tiny, operator):
         ("sampling.sigma_min", 0.001, "leaves the range"),
         ("sampling.copies", 0, "at least 1"),
         ("ou.operator", "tv", "unknown"),
-        ("ou.after", "never", "unknown"),
+        ("ou.after", "sometimes", "unknown"),
+        ("sampling.order", (), "must name"),
+        ("sampling.order", ("global", "middle"), "must name"),
+        ("sampling.steps", 0, "at least 1"),
+        ("sampling.trust_levels", (), "not empty"),
         ("ou.rank", 65, "exceeds"),
         ("ou.window", 65, "larger than"),
     ],
@@ -204,3 +215,137 @@ def test_checkpoint_without_a_weight(tiny, tmp_path):
     save_model(create_model(tiny), tmp_path / "m.safetensors")
     with pytest.raises(InputError, match="no k-space weight"):
         load_prior(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize(
+    "field,value,words",
+    [("sampling.trust_levels", (0.01,), "leaves the range"), ("sampling.trust_levels", (20.0,), "leaves the range"),
+     ("ou.patch", 65, "must lie between")],
+)  # fmt: skip
+def test_settings_that_do_not_fit_the_cascade(scan, models, tiny, field, value, words):
+    tiny.sampling.sampler = "cascade"
+    tiny.update_from_flattened_dict({field: value})
+    with pytest.raises(InputError, match=words):
+        run(scan, models, tiny)
+
+
+def test_mask_without_acs_to_estimate_from(scan, models, tiny):
+    tiny.sampling.sampler = "cascade"
+    mask = make_mask("uniform", tuple(scan.mask.shape), 4, 0)
+    with pytest.raises(InputError, match="0 ACS lines"):
+        reconstruct(scan.kspace, mask, *models, tiny)
+
+
+# ------------------------------------------------------------------------------------------- few steps
+
+
+@pytest.fixture
+def few(tiny):
+    tiny.sampling.sampler, tiny.sampling.start, tiny.sampling.steps = "cascade", "pseudo_reference", 4
+    tiny.sampling.trust_levels = (0.1, 0.4)
+    tiny.ou.llr_iterations = 10
+    return tiny
+
+
+def denoising_prior(truth, scale):
+    """A prior that knows the answer: its denoiser moves half way to the true k-space."""
+
+    class Knowing:
+        weight = KspaceWeight(1.0, 0.2, 0.5)
+        path = "knowing"
+        network = SimpleNamespace(config={"sigma_min": 0.01, "sigma_max": 4.0})
+
+        def denoise(self, x, sigma):
+            return 0.5 * (x + to_channels(self.weight(truth / scale)))
+
+    return Knowing()
+
+
+def test_cascade_keeps_the_measured_samples_and_is_repeatable(scan, models, few):
+    result = run(scan, models, few)
+    assert torch.allclose(fft2c(result.image)[scan.mask], scan.kspace[scan.mask], atol=1e-5)
+    assert torch.equal(run(scan, models, few).image, result.image)
+    assert result.settings["passes_per_frame"] <= 40
+
+
+def test_cascade_counts_its_passes(scan, models, few, monkeypatch):
+    frames = 0
+    score = Prior.score
+
+    def counting(self, x, sigma):
+        nonlocal frames
+        frames += len(x)
+        return score(self, x, sigma)
+
+    monkeypatch.setattr(Prior, "score", counting)
+    monkeypatch.setattr("sampling.find_trust", _trust_found_at(0.1, 0.5))
+    result = run(scan, models, few)
+    assert frames == 4 * len(scan.kspace)
+    assert result.settings["passes_per_frame"] == 4 + 2 * 2  # steps, and two levels of two priors
+
+
+def _trust_found_at(sigma, alpha):
+    return lambda *arguments: Trust(sigma, alpha, 1.0, 0.9)
+
+
+def test_a_prior_that_does_not_help_is_not_trusted(scan, models, few):
+    """The untrained networks explain nothing of the hidden samples, so the result is the OU's."""
+    result = run(scan, models, few)
+    ou = optimization_unit_alone(scan.kspace, scan.mask, few)
+    if result.settings["trust"]["sigma"] == 0:
+        assert torch.allclose(result.image, ou, atol=1e-5)
+    else:
+        assert result.settings["trust"]["error_after"] < result.settings["trust"]["error_before"]
+
+
+def test_a_prior_that_knows_is_trusted_and_improves_the_result(scan, few):
+    scale = scan_scale(scan.kspace, scan.mask)
+    prior = denoising_prior(fft2c(scan.reference), scale)
+    trust = find_trust(scan.kspace / scale, scan.mask, [prior, prior], few, 0)
+    assert trust.sigma > 0 and trust.alpha == 1 and trust.error_after == pytest.approx(trust.error_before / 2, rel=1e-3)
+    ou = evaluate(optimization_unit_alone(scan.kspace, scan.mask, few), scan.reference)["psnr"]
+    for after in ("never", "both"):
+        few.ou.after = after
+        image = reconstruct(scan.kspace, scan.mask, prior, prior, few).image
+        assert evaluate(image, scan.reference)["psnr"] > ou + 2
+
+
+def test_deterministic_steps_move_by_alpha(scan, few):
+    """With a denoiser that always says the same, the cascade ends at x + α (D − x)."""
+
+    class Constant:
+        weight = KspaceWeight(1.0, 0.2, 0.5)
+
+        def denoise(self, x, sigma):
+            return torch.ones_like(x)
+
+    start = fft2c(scan.reference)
+    unit = OptimizationUnit(few)
+    unit.follows = lambda last: False
+
+    class Log:
+        residual = staticmethod(lambda k: 0.0)
+        step = staticmethod(lambda **numbers: None)
+
+    arguments = (lambda k, std: k, unit, [Constant(), Constant()], Trust(0.2, 0.3, 1, 1), few.sampling)
+    result = few_step_cascade(start, *arguments, torch.Generator(), Log)
+    weighted = Constant.weight(start)
+    expected = Constant.weight.inverse(weighted + 0.3 * (torch.complex(torch.ones(()), torch.ones(())) - weighted))
+    assert torch.allclose(result, expected, atol=1e-4)
+
+
+def test_churn_is_seeded_noise(scan, models, few, monkeypatch):
+    monkeypatch.setattr("sampling.find_trust", _trust_found_at(0.1, 0.5))
+    plain = run(scan, models, few).image
+    few.sampling.churn = 0.5
+    once, again, other = (run(scan, models, few, seed).image for seed in (1, 1, 2))
+    assert torch.equal(once, again) and not torch.equal(once, other) and not torch.equal(once, plain)
+
+
+def test_orders_of_the_cascade(scan, models, few, monkeypatch):
+    monkeypatch.setattr("sampling.find_trust", _trust_found_at(0.4, 0.9))
+    images = []
+    for order in (("global", "local"), ("local", "global"), ("global",), ("local",)):
+        few.sampling.order = order
+        images.append(run(scan, models, few).image)
+    assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])

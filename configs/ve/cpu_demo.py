@@ -27,4 +27,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.optim.lr = 1e-3
     config.optim.warmup = 100
 
+    sampling = config.sampling
+    sampling.sampler = "cascade"
+    sampling.start = "pseudo_reference"
+    sampling.num_scales = 100     # published sampler: the published range of σ in a tenth of the steps
+    sampling.iterations = 30
+
     return config

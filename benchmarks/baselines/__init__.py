@@ -1,0 +1,1 @@
+"""What a diffusion prior has to beat: reconstructions without any network, one file per optimisation problem."""

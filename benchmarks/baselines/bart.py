@@ -1,0 +1,79 @@
+"""The Berkeley Advanced Reconstruction Toolbox, through its command line (Debian package `bart`)."""
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.baselines.unit_scale import solve_at_unit_scale
+from utils.errors import InputError
+
+Tensor = torch.Tensor
+
+LLR_STRENGTHS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # λ, in units of the scan's scale
+TV_STRENGTHS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+TIME = 10  # of BART's 16 dimensions; 0 and 1 are the image's
+
+
+def bart_llr(kspace: Tensor, mask: Tensor, strength: float, patch: int = 8, iterations: int = 200) -> Tensor:
+    """min over x of ½‖M F x − y‖² + λ Σ ‖patch of x‖_*, by BART: `pics -R L:3:3:λ -b 8` (FISTA).
+
+    Parameters and result as for `benchmarks.baselines.llr`.
+    """
+    return _reconstruct(kspace, mask, ["-R", f"L:3:3:{strength}", "-b", str(patch), "-i", str(iterations)])
+
+
+def bart_tv(kspace: Tensor, mask: Tensor, strength: float, iterations: int = 200) -> Tensor:
+    """min over x of ½‖M F x − y‖² + λ ‖D x‖₁, D the differences in time, by BART: `pics -R T:1024:0:λ` (ADMM).
+
+    Parameters and result as for `benchmarks.baselines.temporal_tv`.
+    """
+    return _reconstruct(kspace, mask, ["-R", f"T:{2**TIME}:0:{strength}", "-i", str(iterations)])
+
+
+def why_not() -> str | None:
+    """Why BART cannot be run here, or None when it can."""
+    if shutil.which("bart") is None:
+        return "the command `bart` is not installed (Debian and Ubuntu: apt-get install bart)"
+    return None
+
+
+def _reconstruct(kspace: Tensor, mask: Tensor, options: list[str]) -> Tensor:
+    return solve_at_unit_scale(lambda measured: pics(measured, mask, options).to(kspace), kspace, mask)
+
+
+def pics(measured: Tensor, mask: Tensor, options: list[str]) -> Tensor:
+    """`bart pics` with one coil of sensitivity 1, and BART's own scaling off.
+
+    BART's Fourier transform is orthonormal and centred as ours is; its dimensions run from the fastest in
+    memory, so that `(frames, height, width)` are its dimensions 10, 1 and 0.
+
+    Raises
+    ------
+    InputError
+        when BART is not installed or fails; with its own words.
+    """
+    if reason := why_not():
+        raise InputError(f"BART cannot be compared with: {reason}.")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write_cfl(folder / "kspace", measured)
+        _write_cfl(folder / "pattern", mask)
+        _write_cfl(folder / "ones", torch.ones_like(measured[:1]))
+        command = ["bart", "pics", *options, "-w", "1", "-p", "pattern", "kspace", "ones", "image"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        if done.returncode != 0:
+            raise InputError(f"`{' '.join(command)}` failed: {(done.stderr or done.stdout).strip()}")
+        image = np.fromfile(folder / "image.cfl", np.complex64)
+    return torch.from_numpy(image).reshape(measured.shape)
+
+
+def _write_cfl(path: Path, array: Tensor) -> None:
+    """`(frames, height, width)` as BART's pair of files: a header in words, complex64 values."""
+    frames, height, width = array.shape
+    dimensions = [width, height, *[1] * (TIME - 2), frames, *[1] * (15 - TIME)]
+    path.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, dimensions))}\n")
+    array.cpu().to(torch.complex64).numpy().tofile(path.with_suffix(".cfl"))
