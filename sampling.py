@@ -192,7 +192,7 @@ class OptimizationUnit:
         if self.operator == "hankel":
             self.project = HankelLowRank(ou.window, ou.rank, ou.sweeps)
         else:
-            self.project = LocallyLowRank(ou.threshold, ou.patch, seed)
+            self.project = LocallyLowRank(ou.noise_floor, ou.patches, seed)
 
     def follows(self, last: bool) -> bool:
         """Whether the OU comes after this model, the last of its turn or not."""
@@ -211,7 +211,7 @@ class OptimizationUnit:
         ou = self.settings
         if self.operator == "llr":
             return fista_locally_low_rank(
-                kspace, measured, mask, ou.threshold, ou.patch, ou.llr_iterations, self.seed
+                kspace, measured, mask, ou.noise_floor, ou.patches, ou.llr_iterations, ou.anneal, self.seed
             )
         for _ in range(ou.hankel_iterations):
             kspace = data_consistency(fft2c(self(ifft2c(kspace))), measured, mask)
@@ -386,8 +386,8 @@ def check_settings(config, mask: Tensor) -> None:
         raise InputError("sampling.copies and sampling.steps must be at least 1, and trust_levels not empty.")
     if unit.operator == "hankel":
         unit.project.check(frames, height, width)
-    elif not 1 <= ou.patch <= min(height, width):
-        raise InputError(f"ou.patch {ou.patch} must lie between 1 and the image's {min(height, width)} pixels.")
+    elif not ou.patches or not all(1 <= patch <= min(height, width) for patch in ou.patches):
+        raise InputError(f"ou.patches {tuple(ou.patches)} must lie between 1 and {min(height, width)} pixels.")
     if sampling.sampler == "cascade" and is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
         raise InputError(
             f"the mask has {acs_rows(mask).sum()} ACS lines and the cascade finds its noise level from at least "

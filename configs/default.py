@@ -104,8 +104,9 @@ def get_default_configs() -> ml_collections.ConfigDict:
     ou.rank = 96                  # hankel: singular vectors kept
     ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
     ou.hankel_iterations = 20     # hankel: iterations of the OU alone
-    ou.patch = 8                  # llr: patch, pixels
-    ou.threshold = 0.01           # llr: singular values, in units of the scan's scale
+    ou.patches = (4, 6, 8, 12)    # llr: patch sizes in turn, pixels
+    ou.noise_floor = 0.0004       # llr: noise per pixel, in units of the scan's scale; 0: found on hidden samples
+    ou.anneal = 4.0               # llr: the threshold begins this many times larger
     ou.llr_iterations = 100       # llr: FISTA iterations of the OU alone
 
     config.eval = evaluate = ml_collections.ConfigDict()

@@ -3,6 +3,9 @@
 Trzasko & Manduca 2011 (locally low rank); the Casorati matrix of a b×b patch has one column per frame.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from mri.consistency import data_consistency
@@ -52,46 +55,64 @@ def shrink_patches(image: Tensor, threshold: float, patch: int = 8, shift: tuple
 
 
 class LocallyLowRank:
-    """`shrink_patches` with a threshold relative to a scan of unit scale and a new seeded shift each call."""
+    """`shrink_patches` at thresholds that follow from one noise level, patch sizes in turn, seeded shifts.
 
-    def __init__(self, threshold: float, patch: int = 8, seed: int = 0) -> None:
-        self.threshold, self.patch = threshold, patch
+    Parameters
+    ----------
+    noise_floor
+        ν, standard deviation per pixel, in the image's units, of what counts as noise. The largest singular
+        value of a b²×T matrix of such noise is about ν (b + √T), which is the threshold.
+    patches
+        the sizes b, pixels; a new one each call: small patches follow fast motion, large ones remove more.
+    """
+
+    def __init__(self, noise_floor: float, patches: Sequence[int] = (8,), seed: int = 0) -> None:
+        self.noise_floor, self.patches = noise_floor, patches
         self.generator = torch.Generator().manual_seed(seed)
+        self.calls = 0
 
-    def __call__(self, image: Tensor) -> Tensor:
-        shift = torch.randint(self.patch, (2,), generator=self.generator).tolist()
-        return shrink_patches(image, self.threshold, self.patch, tuple(shift))
+    def __call__(self, image: Tensor, gain: float = 1.0) -> Tensor:
+        """Low-rank image of a complex image `(frames, height, width)`, the threshold multiplied by `gain`."""
+        patch = self.patches[self.calls % len(self.patches)]
+        self.calls += 1
+        shift = torch.randint(patch, (2,), generator=self.generator).tolist()
+        threshold = gain * self.noise_floor * (patch + math.sqrt(len(image)))
+        return shrink_patches(image, threshold, patch, tuple(shift))
 
 
 def fista_locally_low_rank(
     start: Tensor,
     measured: Tensor,
     mask: Tensor,
-    threshold: float,
-    patch: int = 8,
+    noise_floor: float,
+    patches: Sequence[int] = (8,),
     iterations: int = 100,
+    anneal: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
-    """min over images x of ½‖mask F x − measured‖² + threshold Σ ‖patch of x‖_*, by FISTA, then hard DC.
+    """min over images x of ½‖mask F x − measured‖² + Σ ν (b + √T) ‖b×b patch of x‖_*, by FISTA, then hard DC.
 
     Parameters
     ----------
     start
         k-space to begin from; complex `(frames, height, width)`, as `measured`.
-    threshold
-        in the image's units.
+    noise_floor, patches
+        see `LocallyLowRank`.
+    anneal
+        the threshold begins this many times larger and falls geometrically to its value at the last iteration.
 
     Returns
     -------
     k-space of that shape, equal to `measured` on `mask`.
     """
-    low_rank = LocallyLowRank(threshold, patch, seed)
+    low_rank = LocallyLowRank(noise_floor, patches, seed)
     kspace = momentum = start
     t = 1.0
-    for _ in range(iterations):
+    for i in range(iterations):
+        gain = anneal ** (1 - (i + 1) / iterations)
         # the gradient step of length 1 puts the measured samples back
         previous = kspace
-        kspace = fft2c(low_rank(ifft2c(data_consistency(momentum, measured, mask))))
+        kspace = fft2c(low_rank(ifft2c(data_consistency(momentum, measured, mask)), gain))
         t_next = (1 + (1 + 4 * t * t) ** 0.5) / 2
         momentum = kspace + (t - 1) / t_next * (kspace - previous)
         t = t_next

@@ -220,7 +220,7 @@ def test_checkpoint_without_a_weight(tiny, tmp_path):
 @pytest.mark.parametrize(
     "field,value,words",
     [("sampling.trust_levels", (0.01,), "leaves the range"), ("sampling.trust_levels", (20.0,), "leaves the range"),
-     ("ou.patch", 65, "must lie between")],
+     ("ou.patches", (8, 65), "must lie between")],
 )  # fmt: skip
 def test_settings_that_do_not_fit_the_cascade(scan, models, tiny, field, value, words):
     tiny.sampling.sampler = "cascade"

@@ -42,6 +42,7 @@ def llr(
 
     def solve(measured: Tensor) -> Tensor:
         start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
-        return ifft2c(fista_locally_low_rank(start, measured, mask, strength, patch, iterations))
+        noise_floor = strength / (patch + len(kspace) ** 0.5)  # of which the solver makes λ again
+        return ifft2c(fista_locally_low_rank(start, measured, mask, noise_floor, (patch,), iterations))
 
     return solve_at_unit_scale(solve, kspace, mask)
