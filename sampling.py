@@ -111,6 +111,7 @@ def published_cascade(kspace, dc, optimization_unit, priors, sde, sampling, gene
 
 
 SAMPLERS = ("cascade", "published")
+NOISE_FLOORS = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)  # units of the scan's scale, see `with_noise_floor`
 SMALLEST_ACS = 2  # lines; one to hide, one to keep
 
 
@@ -222,7 +223,29 @@ def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0)
     """Image `(frames, height, width)` by the OU of `config` without any network; arguments as `reconstruct`."""
     scale = scan_scale(kspace, mask)
     measured = torch.where(mask, kspace, 0) / scale
+    config = with_noise_floor(config, measured, mask, seed)
     return ifft2c(OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)) * scale
+
+
+def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
+    """The configuration with the `llr` noise floor, where it is left open (0), found on hidden samples.
+
+    Of the floors tried, the one whose OU predicts the hidden samples best, errors weighted by their distance to
+    DC: without that weight the ACS, which is never missing, would decide.
+    """
+    if config.ou.noise_floor > 0 or OptimizationUnit(config).operator != "llr":
+        return config
+    kept, hidden = hide(mask, seed=seed)
+    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
+    known = torch.where(kept, measured, 0)
+    tried = config.copy_and_resolve_references()
+    errors = {}
+    for floor in NOISE_FLOORS:
+        tried.ou.noise_floor = floor
+        predicted = OptimizationUnit(tried, seed).alone(known, kept, config.data.periodic)
+        errors[floor] = weight(predicted - measured)[hidden].norm().item()
+    tried.ou.noise_floor = min(errors, key=errors.get)
+    return tried
 
 
 @dataclass(frozen=True)
@@ -344,6 +367,7 @@ def reconstruct(
         return data_consistency(k, measured, mask, sampling.noise_std, prior_std)
 
     generator = torch.Generator().manual_seed(seed)
+    config = with_noise_floor(config, measured, mask, seed)
     unit = OptimizationUnit(config, seed)
     start = measured
     if sampling.start == "pseudo_reference":

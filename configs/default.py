@@ -101,7 +101,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     ou.after = "both"             # both: after GM and LM (paper, Fig. 1); last: after LM only (its code); never
     ou.operator = "auto"          # hankel: structured low rank (published); llr: locally low rank; auto: by sampler
     ou.window = 8                 # hankel: k-space window, samples
-    ou.rank = 96                  # hankel: singular vectors kept
+    ou.rank = 0                   # hankel: singular vectors kept; 0: the published share, 96 at 16 frames and window 8
     ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
     ou.hankel_iterations = 20     # hankel: iterations of the OU alone
     ou.patches = (4, 6, 8, 12)    # llr: patch sizes in turn, pixels

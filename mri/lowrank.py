@@ -35,14 +35,15 @@ class HankelLowRank:
     window
         w, samples (published: 8).
     rank
-        number of singular vectors kept (published: ⌊1.5·64⌋ = 96); at most frames·w².
+        number of singular vectors kept, at most frames·w²; 0: the published share of the matrix's order, 96 of
+        16·8², for any number of frames and window.
     sweeps
         subspace iterations per call from the last call's subspace; 0: an exact `eigh` every time.
     """
 
-    def __init__(self, window: int = 8, rank: int = 96, sweeps: int = 1) -> None:
-        if window < 1 or rank < 1 or sweeps < 0:
-            raise InputError(f"window {window} and rank {rank} must be at least 1, sweeps {sweeps} at least 0.")
+    def __init__(self, window: int = 8, rank: int = 0, sweeps: int = 1) -> None:
+        if window < 1 or rank < 0 or sweeps < 0:
+            raise InputError(f"window {window} must be at least 1, rank {rank} and sweeps {sweeps} at least 0.")
         self.window, self.rank, self.sweeps = window, rank, sweeps
         self._carried: Tensor | None = None  # subspace of the last call
 
@@ -55,8 +56,9 @@ class HankelLowRank:
             see `check`.
         """
         self.check(*image.shape)
+        rank = self.rank or published_rank(len(image), self.window)
         correlation = lag_correlation(image, self.window)
-        basis = self._leading_subspace(correlation, len(image))
+        basis = self._leading_subspace(correlation, len(image), rank)
         return apply_filter(lag_sums(basis, len(image), self.window), image, self.window)
 
     def check(self, frames: int, height: int, width: int) -> None:
@@ -67,19 +69,19 @@ class HankelLowRank:
         if self.rank > order:
             raise InputError(f"rank {self.rank} exceeds frames·window² = {order}; choose a smaller rank.")
 
-    def _leading_subspace(self, correlation: Tensor, frames: int) -> Tensor:
+    def _leading_subspace(self, correlation: Tensor, frames: int, rank: int) -> Tensor:
         """Orthonormal `(frames·w², rank)` basis of the leading eigenvectors of the Gram matrix.
 
         Subspace iteration carries a few columns more than the rank, which makes it converge at the rate of
         the eigenvalues beyond them, and picks the leading ones by Rayleigh–Ritz.
         """
         order = frames * self.window**2
-        carried = min(self.rank + OVERSAMPLING, order)
+        carried = min(rank + OVERSAMPLING, order)
         warm = self._carried is not None and self._carried.shape == (order, carried)
         if self.sweeps == 0 or (not warm and order <= EXACT_UP_TO):
             vectors = torch.linalg.eigh(gram_matrix(correlation, self.window)).eigenvectors
             self._carried = vectors[:, -carried:]
-            return vectors[:, -self.rank :]
+            return vectors[:, -rank:]
         basis, sweeps = self._carried, self.sweeps
         if not warm:
             generator = torch.Generator().manual_seed(0)
@@ -89,7 +91,12 @@ class HankelLowRank:
             basis = torch.linalg.qr(_gram_product(correlation, basis, self.window)).Q
         small = basis.mH @ _gram_product(correlation, basis, self.window)
         self._carried = basis @ torch.linalg.eigh(small).eigenvectors
-        return self._carried[:, -self.rank :]
+        return self._carried[:, -rank:]
+
+
+def published_rank(frames: int, window: int) -> int:
+    """The published rank ⌊1.5·64⌋ = 96 at 16 frames and window 8, as a share of the matrix's order."""
+    return max(1, 96 * frames * window**2 // (16 * 8**2))
 
 
 def lag_correlation(image: Tensor, window: int) -> Tensor:
@@ -157,12 +164,10 @@ def apply_filter(sums: Tensor, image: Tensor, window: int) -> Tensor:
 def complete(kspace: Tensor, known: Tensor, window: int = 8, iterations: int = 20) -> Tensor:
     """Fill the k-space locations outside `known` by alternating low-rank projection and data consistency.
 
-    The starting value of an unknown location is 0. The rank is the published fraction of the matrix's order,
-    96 of 16·8². Shapes `(frames, height, width)`; samples inside `known` are returned untouched.
+    The starting value of an unknown location is 0. Shapes `(frames, height, width)`; samples inside `known` are returned untouched.
     """
-    frames, height, width = kspace.shape
-    window = min(window, height, width)
-    project = HankelLowRank(window, max(1, 96 * frames * window**2 // (16 * 8**2)))
+    window = min(window, *kspace.shape[1:])
+    project = HankelLowRank(window)
     scale = kspace.abs().max()
     filled = torch.where(known, kspace, 0) / scale
     for _ in range(iterations):

@@ -22,7 +22,7 @@ for case in "$@"; do
     # two heartbeats of 8 frames make the 16 frames of the mask
     $python main.py "${small[@]}" --mode=train --workdir="exp/rat_$case" \
         --config.data.path="$data/rat_cine_192x192x8.mat" --config.data.scan_frames=16 \
-        --config.training.batch_size=4 --config.training.n_iters=250 "${train[@]}"
+        --config.training.batch_size=4 --config.training.n_iters=150 "${train[@]}"
     for sampler in cascade published; do
         $python PCsampling_demo_svd.py "${small[@]}" --data "$data/rat_cine_192x192x8.mat" --frames 16 "${sample[@]}" \
             --checkpoint_global "exp/rat_$case/global/model.safetensors" \

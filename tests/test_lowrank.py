@@ -5,7 +5,7 @@ import torch
 
 from mri.fourier import fft2c, ifft2c
 from mri.locally_low_rank import LocallyLowRank, fista_locally_low_rank, shrink_patches
-from mri.lowrank import HankelLowRank, complete
+from mri.lowrank import HankelLowRank, complete, published_rank
 from mri.masks import make_mask
 from utils.errors import InputError
 
@@ -79,10 +79,16 @@ def test_rows_in_chunks_give_the_same(monkeypatch):
     assert torch.allclose(HankelLowRank(4, 12, 0)(image), whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("window,rank,words", [(4, 65, "exceeds"), (20, 4, "larger than"), (0, 4, "at least 1")])
+@pytest.mark.parametrize("window,rank,words", [(4, 65, "exceeds"), (20, 4, "larger than"), (0, 4, "at least 1"), (4, -1, "at least 0")])
 def test_bad_settings(window, rank, words):
     with pytest.raises(InputError, match=words):
         HankelLowRank(window, rank)(images(4, 16, 16))
+
+
+def test_default_rank_is_the_published_share():
+    assert [published_rank(*sizes) for sizes in ((16, 8), (8, 8), (64, 8), (2, 2))] == [96, 48, 384, 1]
+    image = images(4, 24, 20)
+    assert torch.allclose(HankelLowRank(4, 0, 0)(image), HankelLowRank(4, 6, 0)(image))
 
 
 def test_complete_fills_a_gap_of_low_rank_kspace():

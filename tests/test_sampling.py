@@ -13,6 +13,7 @@ from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.weighting import KspaceWeight, to_channels
 from sampling import (
+    NOISE_FLOORS,
     OptimizationUnit,
     Prior,
     Trust,
@@ -22,6 +23,7 @@ from sampling import (
     optimization_unit_alone,
     published_cascade,
     reconstruct,
+    with_noise_floor,
 )
 from sde_lib import VESDE
 from utils.errors import InputError
@@ -259,6 +261,19 @@ def denoising_prior(truth, scale):
             return 0.5 * (x + to_channels(self.weight(truth / scale)))
 
     return Knowing()
+
+
+def test_noise_floor_is_found_on_hidden_samples(scan, few, monkeypatch):
+    few.ou.noise_floor = 0.0
+    measured = scan.kspace / scan_scale(scan.kspace, scan.mask)
+    found = with_noise_floor(few, measured, scan.mask, 0)
+    assert found.ou.noise_floor in NOISE_FLOORS and few.ou.noise_floor == 0
+    spoiled = torch.where(scan.mask, measured, 9)
+    assert with_noise_floor(few, spoiled, scan.mask, 0).ou.noise_floor == found.ou.noise_floor
+    monkeypatch.setattr("sampling.NOISE_FLOORS", (10.0, found.ou.noise_floor))
+    assert with_noise_floor(few, measured, scan.mask, 0).ou.noise_floor == found.ou.noise_floor
+    image = optimization_unit_alone(scan.kspace, scan.mask, few)
+    assert torch.equal(image, optimization_unit_alone(scan.kspace, scan.mask, found))
 
 
 def test_cascade_keeps_the_measured_samples_and_is_repeatable(scan, models, few):
