@@ -78,8 +78,8 @@ def run() -> None:
     )
     if FLAGS.out:
         refuse_existing(FLAGS.out, FLAGS.overwrite)
-    out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
-    rows = run_lib.reconstruct_scan(scan, config, priors, out, FLAGS.seed, reference)
+    folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
+    out, rows = run_lib.reconstruct_scan(scan, config, priors, folder, FLAGS.seed, reference)
     print(run_lib.report(out, rows))
 
 

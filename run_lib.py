@@ -27,7 +27,7 @@ from mri.weighting import KspaceWeight, from_channels
 from sampling import Prior, Reconstruction, load_prior, optimization_unit_alone, reconstruct
 from sde_lib import VESDE
 from utils.errors import InputError
-from utils.files import atomic_path, refuse_existing
+from utils.files import atomic_folder, atomic_path, refuse_existing
 from utils.pictures import film, montage, xt_profile
 from utils.tables import markdown, write_csv, write_markdown
 
@@ -208,43 +208,52 @@ def reconstruct_scan(
     scan: Acquisition,
     config: ml_collections.ConfigDict,
     priors: tuple[Prior, Prior],
-    out: Path,
+    out: Path | Callable[[], Path],
     seed: int,
     reference: Tensor | None,
-) -> list[dict]:
-    """Reconstruct one scan into the folder `out`; returns the table's rows (empty without a reference)."""
+) -> tuple[Path, list[dict]]:
+    """Reconstruct one scan into a folder, which is there with all its files or not at all.
+
+    Parameters
+    ----------
+    out
+        the folder, or what names it once there is something to write.
+    reference
+        what the final images are scored against, `(frames, height, width)`.
+
+    Returns
+    -------
+    the folder, and the table's rows (empty without a reference).
+    """
     images, seconds, result = compare_methods(scan, config, priors, seed)
-    write_reconstruction(out, result.image)
     rows = []
     if reference is not None:
-        for name, image in images.items():
-            rows.append({"method": name, **evaluate(image, reference), "seconds": seconds[name]})
-        write_csv(out / "metrics.csv", rows, METRICS)
-        write_csv(out / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
-    write_pictures(out, images, reference)
+        rows = [{"method": m, **evaluate(image, reference), "seconds": seconds[m]} for m, image in images.items()]
     record = {
         "scan": scan.found,
         "sha256": scan.sha256,
-        "settings": result.settings,
-        "config": json.loads(config.to_json()),
-        "seed": seed,
         "command": command_line(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "ml_collections")},
         "python": platform.python_version(),
+        **result.settings,
         "log": result.log,
     }
-    with atomic_path(out / "config.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n")
-    return rows
+    out = out if isinstance(out, Path) else out()
+    with atomic_folder(out) as folder:
+        write_reconstruction(folder, result.image)
+        write_pictures(folder, images, reference)
+        (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+        if rows:
+            write_csv(folder / "metrics.csv", rows, METRICS)
+            write_csv(folder / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
+    return out, rows
 
 
 def write_reconstruction(out: Path, image: Tensor) -> None:
     """`reconstruction.npy` (frames, height, width) and `.mat` (variable `image`, same axes), complex64."""
     array = image.to(torch.complex64).numpy()
-    with atomic_path(out / "reconstruction.npy") as temporary:
-        np.save(temporary, array)
-    with atomic_path(out / "reconstruction.mat") as temporary:
-        scipy.io.savemat(temporary, {"image": array}, do_compression=True)
+    np.save(out / "reconstruction.npy", array)
+    scipy.io.savemat(out / "reconstruction.mat", {"image": array}, do_compression=True)
 
 
 def write_pictures(out: Path, images: dict[str, Tensor], reference: Tensor | None) -> None:
@@ -283,7 +292,7 @@ def evaluate_folder(
     rows = []
     for scan in acquisitions(config, config.eval.path, range(1)):
         print(scan)
-        scored = reconstruct_scan(scan, config, priors, out / scan.name, config.seed, scan.reference)
+        _, scored = reconstruct_scan(scan, config, priors, out / scan.name, config.seed, scan.reference)
         rows += [{"scan": scan.name, **row} for row in scored]
     if rows:
         columns = ("scan", *METRICS)

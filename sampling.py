@@ -283,9 +283,12 @@ def find_trust(measured: Tensor, mask: Tensor, priors: list[Prior], config, seed
         sigma = factor * data_std
         proposal = torch.stack([_proposed_change(prior, start, sigma) for prior in priors]).mean(dim=0)
         change = weight(proposal)[hidden]
-        alpha = (torch.vdot(change, error).real / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
+        agreement = torch.vdot(change, error).real
+        alpha = (agreement / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
         after = (error - alpha * change).norm().item()
-        if after < best.error_after:
+        # a change that has nothing to do with the error agrees with it to this much by chance (3 deviations)
+        chance = 3 / math.sqrt(2 * len(error)) * change.norm() * error.norm()
+        if agreement > chance and after < best.error_after:
             best = Trust(sigma, alpha.item(), before, after)
     return best
 

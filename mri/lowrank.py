@@ -164,7 +164,8 @@ def apply_filter(sums: Tensor, image: Tensor, window: int) -> Tensor:
 def complete(kspace: Tensor, known: Tensor, window: int = 8, iterations: int = 20) -> Tensor:
     """Fill the k-space locations outside `known` by alternating low-rank projection and data consistency.
 
-    The starting value of an unknown location is 0. Shapes `(frames, height, width)`; samples inside `known` are returned untouched.
+    The starting value of an unknown location is 0. Shapes `(frames, height, width)`; samples inside `known` are
+    returned untouched.
     """
     window = min(window, *kspace.shape[1:])
     project = HankelLowRank(window)

@@ -80,7 +80,7 @@ def test_magnitude_scan_end_to_end(magnitude, tmp_path, priors):
     assert np.array_equal(scipy.io.loadmat(out / "reconstruction.mat")["image"], image)
     record = json.loads((out / "config.json").read_text())
     assert record["config"]["mask"]["acceleration"] == 4 and len(record["sha256"]) == 64
-    assert record["settings"]["passes_per_frame"] == 16 and len(record["log"]) == 2
+    assert 0 < record["passes_per_frame"] <= 40 and record["trust"]["alpha"] <= 1
     for name in ("metrics.csv", *PICTURES):
         assert str(out / name) in done.stdout
 

@@ -79,7 +79,10 @@ def test_rows_in_chunks_give_the_same(monkeypatch):
     assert torch.allclose(HankelLowRank(4, 12, 0)(image), whole, atol=1e-6)
 
 
-@pytest.mark.parametrize("window,rank,words", [(4, 65, "exceeds"), (20, 4, "larger than"), (0, 4, "at least 1"), (4, -1, "at least 0")])
+@pytest.mark.parametrize(
+    "window,rank,words",
+    [(4, 65, "exceeds"), (20, 4, "larger than"), (0, 4, "at least 1"), (4, -1, "at least 0")],
+)
 def test_bad_settings(window, rank, words):
     with pytest.raises(InputError, match=words):
         HankelLowRank(window, rank)(images(4, 16, 16))

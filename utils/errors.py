@@ -9,9 +9,18 @@ class InputError(ValueError):
 
 
 def exit_on_input_error(job: Callable[[], None]) -> None:
-    """Run `job`; on `InputError` print its one sentence to stderr and exit with code 2."""
+    """Run `job`; when it cannot go on, print one sentence to stderr and exit: 2 for bad input, 130 for Ctrl-C.
+
+    What the operating system refuses (no permission, no space, no folder) is bad input too.
+    """
     try:
         job()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'}: {error.strerror or error}; give another place.", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was not finished is not written.", file=sys.stderr)
+        sys.exit(130)

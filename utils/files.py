@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,24 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; when the block succeeds its files move to `path`, all or none.
+
+    Files of the same names in an existing `path` are replaced, others stay.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        path.mkdir(exist_ok=True)
+        for file in temporary.iterdir():
+            os.replace(file, path / file.name)
+    finally:
+        shutil.rmtree(temporary)
 
 
 def _umask() -> int:
