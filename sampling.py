@@ -214,7 +214,7 @@ class OptimizationUnit:
             return fista_locally_low_rank(
                 kspace, measured, mask, ou.noise_floor, ou.patches, ou.llr_iterations, ou.anneal, self.seed
             )
-        for _ in range(ou.hankel_iterations):
+        for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False):
             kspace = data_consistency(fft2c(self(ifft2c(kspace))), measured, mask)
         return kspace
 
@@ -258,7 +258,9 @@ class Trust:
     error_after: float  # the same after the denoiser
 
 
-def find_trust(measured: Tensor, mask: Tensor, priors: list[Prior], config, seed: int) -> Trust:
+def find_trust(
+    measured: Tensor, mask: Tensor, priors: list[Prior], config, seed: int, bar: tqdm | None = None
+) -> Trust:
     """Choose σ_0 and α from the scan: hide samples, reconstruct without them, predict them.
 
     At every level of `sampling.trust_levels` the mean denoiser of the priors proposes a change D − x of the
@@ -269,6 +271,8 @@ def find_trust(measured: Tensor, mask: Tensor, priors: list[Prior], config, seed
     ----------
     measured
         complex `(frames, height, width)`, unit scale, 0 outside `mask`.
+    bar
+        progress bar to move on by one per level.
     """
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
@@ -290,6 +294,9 @@ def find_trust(measured: Tensor, mask: Tensor, priors: list[Prior], config, seed
         chance = 3 / math.sqrt(2 * len(error)) * change.norm() * error.norm()
         if agreement > chance and after < best.error_after:
             best = Trust(sigma, alpha.item(), before, after)
+        if bar is not None:
+            bar.set_postfix(hidden_error=f"{best.error_after / before:.4f}", sigma=f"{sigma:.3g}", alpha=f"{alpha:.2f}")
+            bar.update()
     return best
 
 
@@ -377,7 +384,8 @@ def reconstruct(
         start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
-    steps = sampling.steps if sampling.sampler == "cascade" else sampling.iterations
+    levels = len(sampling.trust_levels)
+    steps = levels + sampling.steps if sampling.sampler == "cascade" else sampling.iterations
     with tqdm(total=steps, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
         if sampling.sampler == "published":
@@ -387,10 +395,10 @@ def reconstruct(
         else:
             if config.ou.after != "never":
                 start = unit.alone(measured, mask, config.data.periodic)
-            trust = find_trust(measured, mask, priors, config, seed)
+            trust = find_trust(measured, mask, priors, config, seed, bar)
             settings["trust"] = asdict(trust)
             result = few_step_cascade(start, dc, unit, priors, trust, sampling, generator, log)
-            passes = len(log.steps) + len(sampling.trust_levels) * len(priors)
+            passes = len(log.steps) + levels * len(priors)
     settings["passes_per_frame"] = passes
     return Reconstruction((ifft2c(result) * scale).cpu(), log.steps, settings)
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from tqdm import tqdm
 
 from mri.consistency import data_consistency
 from mri.fourier import fft2c, ifft2c
@@ -108,7 +109,7 @@ def fista_locally_low_rank(
     low_rank = LocallyLowRank(noise_floor, patches, seed)
     kspace = momentum = start
     t = 1.0
-    for i in range(iterations):
+    for i in tqdm(range(iterations), desc="OU (locally low rank)", leave=False):
         gain = anneal ** (1 - (i + 1) / iterations)
         # the gradient step of length 1 puts the measured samples back
         previous = kspace

@@ -23,10 +23,12 @@ for case in "$@"; do
     $python main.py "${small[@]}" --mode=train --workdir="exp/rat_$case" \
         --config.data.path="$data/rat_cine_192x192x8.mat" --config.data.scan_frames=16 \
         --config.training.batch_size=4 --config.training.n_iters=150 "${train[@]}"
+    # the published sampler: the published range of σ in 12 of 40 levels
     for sampler in cascade published; do
         $python PCsampling_demo_svd.py "${small[@]}" --data "$data/rat_cine_192x192x8.mat" --frames 16 "${sample[@]}" \
             --checkpoint_global "exp/rat_$case/global/model.safetensors" \
             --checkpoint_local "exp/rat_$case/local/model.safetensors" \
+            --config.sampling.num_scales=40 --config.sampling.iterations=12 \
             --sampler $sampler --out "results/rat_${case}_$sampler" --overwrite
     done
 done
