@@ -238,6 +238,11 @@ def reconstruct_scan(
         **result.settings,
         "log": result.log,
     }
+    if result.settings.get("trust", {}).get("sigma") == 0:
+        print(
+            "the priors predict the samples hidden from them no better than the optimization unit does: "
+            "the result is the unit's"
+        )
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)

@@ -265,7 +265,7 @@ def find_trust(
 
     At every level of `sampling.trust_levels` the mean denoiser of the priors proposes a change D − x of the
     OU's result x; α is its least-squares fit to the error on the hidden samples. The level that explains
-    most of that error wins. Costs one pass per level and prior.
+    most of that error wins, if it explains `sampling.trust_margin` of it. Costs one pass per level and prior.
 
     Parameters
     ----------
@@ -287,12 +287,10 @@ def find_trust(
         sigma = factor * data_std
         proposal = torch.stack([_proposed_change(prior, start, sigma) for prior in priors]).mean(dim=0)
         change = weight(proposal)[hidden]
-        agreement = torch.vdot(change, error).real
-        alpha = (agreement / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
+        alpha = (torch.vdot(change, error).real / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
         after = (error - alpha * change).norm().item()
-        # a change that has nothing to do with the error agrees with it to this much by chance (3 deviations)
-        chance = 3 / math.sqrt(2 * len(error)) * change.norm() * error.norm()
-        if agreement > chance and after < best.error_after:
+        # a gain smaller than the margin is chance, or lies in how hidden samples differ from missing ones
+        if after < min(best.error_after, (1 - config.sampling.trust_margin) * before):
             best = Trust(sigma, alpha.item(), before, after)
         if bar is not None:
             bar.set_postfix(hidden_error=f"{best.error_after / before:.4f}", sigma=f"{sigma:.3g}", alpha=f"{alpha:.2f}")

@@ -89,9 +89,9 @@ def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frame
 
 
 def _display_maximum(series: dict[str, np.ndarray], reference: str | None) -> float:
-    """White: the 99.8th percentile of the reference, or of the last series."""
+    """White: the 99.5th percentile of the reference, or of the last series."""
     shown = series[reference] if reference else list(series.values())[-1]
-    return float(np.percentile(shown, 99.8))
+    return float(np.percentile(shown, 99.5))
 
 
 def _finish(figure: plt.Figure, axes: np.ndarray, path: Path) -> None:
