@@ -1,0 +1,143 @@
+"""Which stage pays: `python -m benchmarks.ablation --out DIR [--data FILE --acceleration 4,8 …]`.
+
+Every stage of the reconstruction is left out or exchanged in turn: the models and their order, the OU, the start
+and the sampler. With an OU the few-step cascade has one start only, the OU's own result from the pseudo-reference.
+"""
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks import scans
+from benchmarks.baselines.fillings import nearest_merge, zero_filled
+from benchmarks.quality import Method, measure, ours, plain
+from benchmarks.scores import SCORES, write_record
+from sampling import SAMPLERS, Prior, optimization_unit_alone
+from utils.errors import InputError, exit_on_input_error
+from utils.files import atomic_path, refuse_existing
+from utils.tables import markdown, write_csv
+
+FACTORS = ("sampler", "start", "stages", "ou")
+COLUMNS = ("scan", "pattern", "acceleration", *FACTORS, *SCORES)
+ORDERS = {
+    "GM": ("global",),
+    "LM": ("local",),
+    "LM→GM": ("local", "global"),
+    "GM→LM": ("global", "local"),
+}
+STARTS = ("zero_filled", "pseudo_reference")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arrangement of the stages, and how to run it."""
+
+    sampler: str  # "none": no model
+    start: str
+    stages: str  # the models in their order
+    ou: str  # "never", "both": after each model; without models its operator
+    method: Method
+
+    def columns(self) -> dict[str, str]:
+        return {factor: getattr(self, factor) for factor in FACTORS}
+
+
+def arrangements(
+    config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None], samplers: list[str]
+) -> Iterator[Row]:
+    """The rows of the table, first those without a model."""
+    yield Row("none", "zero_filled", "none", "never", plain(zero_filled))
+    yield Row("none", "pseudo_reference", "none", "never", plain(nearest_merge))
+    for operator in ("hankel", "llr"):
+        yield Row("none", "pseudo_reference", "none", operator, unit_alone(config, operator))
+    for sampler, (stages, order), ou, start in product(samplers, ORDERS.items(), ("never", "both"), STARTS):
+        if sampler == "cascade" and ou == "both" and start == "zero_filled":
+            continue  # it would be the row below once more: the OU chooses the start
+        changed = config.copy_and_resolve_references()
+        changed.ou.after = ou
+        yield Row(sampler, start, stages, ou, ours(changed, models, sampler=sampler, start=start, order=order))
+
+
+def unit_alone(config: ml_collections.ConfigDict, operator: str) -> Method:
+    config = config.copy_and_resolve_references()
+    config.ou.operator = operator
+    return Method(lambda kspace, mask, seed, _: (optimization_unit_alone(kspace, mask, config, seed), 0))
+
+
+def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]:
+    """PSNR of `better` minus that of `worse`, dB, for every pair of rows that differ in nothing else."""
+    others = [column for column in COLUMNS if column not in (factor, *SCORES)]
+    psnr = {(row[factor], *(row[column] for column in others)): row["psnr"] for row in rows}
+    pairs = [((better, *key[1:]), (worse, *key[1:])) for key in psnr if key[0] == better]
+    return [psnr[first] - psnr[second] for first, second in pairs if second in psnr]
+
+
+def findings(rows: list[dict]) -> str:
+    """The sentences that the table supports, whatever they say: mean gain of each stage over its pairs of rows."""
+    questions = (
+        ("OU after every model rather than never", "ou", "both", "never"),
+        ("start from the pseudo-reference rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
+        ("few-step cascade rather than published sampler", "sampler", "cascade", "published"),
+        ("GM→LM rather than LM→GM", "stages", "GM→LM", "LM→GM"),
+        ("GM→LM rather than GM alone", "stages", "GM→LM", "GM"),
+        ("GM→LM rather than LM alone", "stages", "GM→LM", "LM"),
+    )
+    lines = []
+    for question, *pair in questions:
+        if gain := gains(rows, *pair):
+            spread = f"{min(gain):+.2f} to {max(gain):+.2f} in {len(gain)} pairs of rows"
+            lines.append(f"- {question}: {np.mean(gain):+.2f} dB ({spread}).")
+    for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"]) for row in rows):
+        own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"]) == case]
+        unit = max((row for row in own if row["ou"] in ("hankel", "llr")), key=lambda row: row["psnr"])
+        best = max((row for row in own if row["stages"] != "none"), key=lambda row: row["psnr"])
+        lines.append(
+            f"- {case[0]}, {case[1]} R={case[2]}: the best arrangement with models ({best['sampler']}, "
+            f"{best['start']}, {best['stages']}, OU {best['ou']}) is {best['psnr'] - unit['psnr']:+.2f} dB against "
+            f"the OU alone ({unit['ou']})."
+        )
+    return "\n".join(lines)
+
+
+def write_tables(out: Path, rows: list[dict], text: str) -> None:
+    write_csv(out / "ablation.csv", rows, COLUMNS)
+    with atomic_path(out / "ablation.md") as temporary:
+        temporary.write_text(f"{markdown(rows, COLUMNS)}\n{text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=__doc__.splitlines()[0])
+    scans.add_flags(parser)
+    parser.add_argument("--samplers", type=scans.words, default=list(SAMPLERS), help="default: both")
+    flags = parser.parse_args()
+    config = scans.configuration(flags)
+    if not set(flags.samplers) <= set(SAMPLERS):
+        raise InputError(f"--samplers {','.join(flags.samplers)}: choose of {', '.join(SAMPLERS)}.")
+    table = list(arrangements(config, scans.priors(flags), flags.samplers))
+    cases = scans.cases(flags, config)
+    out = Path(flags.out)
+    refuse_existing(out, flags.overwrite)
+    rows: list[dict] = []
+    with tqdm(total=len(cases) * len(flags.seeds) * len(table), unit="run") as bar:
+        for case in cases:
+            runs = [(seed, case.acquire(config, seed, flags.device)) for seed in flags.seeds]
+            for row in table:
+                bar.set_description(f"{runs[0][1].name} R={case.acceleration:g} {' '.join(row.columns().values())}")
+                scores = measure(row.method, runs, bar).scores
+                rows.append({**case.columns(runs[0][1].name), **row.columns(), **scores})
+                write_tables(out, rows, "\nUnfinished.\n")
+    operator = f"The OU of rows with models: ou.operator = {config.ou.operator}"
+    auto = " (hankel with the published sampler, llr with the cascade)" if config.ou.operator == "auto" else ""
+    write_tables(out, rows, f"\n{operator}{auto}. Differences in PSNR:\n\n{findings(rows)}\n")
+    write_record(out / "ablation.json", "benchmarks.ablation", config)
+    print((out / "ablation.md").read_text() + f"\n{out / 'ablation.csv'}\n{out / 'ablation.md'}")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

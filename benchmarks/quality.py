@@ -1,0 +1,184 @@
+"""Quality of every method on every scan: `python -m benchmarks.quality --out DIR [--data FILE --acceleration 4,8 …]`.
+
+The strength λ of each swept baseline is the one of its six values with the best PSNR against the truth: the
+peers get the benefit that we deny ourselves. Our own rows see the measured samples and the mask alone.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import ml_collections
+import torch
+from tqdm import tqdm
+
+from benchmarks import scans
+from benchmarks.baselines import bart, l_plus_s, llr, temporal_tv
+from benchmarks.baselines.fillings import nearest_merge, zero_filled
+from benchmarks.panel import panel
+from benchmarks.scores import SCORES, over_seeds, timed, write_record
+from datasets import Acquisition
+from mri.metrics import evaluate, moving_row
+from sampling import Prior, optimization_unit_alone, reconstruct
+from utils.errors import InputError, exit_on_input_error
+from utils.files import atomic_path, refuse_existing
+from utils.tables import markdown, write_csv
+
+Tensor = torch.Tensor
+
+COLUMNS = ("scan", "pattern", "acceleration", "method", *SCORES)
+SWEEP_COLUMNS = ("scan", "pattern", "acceleration", "method", "chosen", "PSNR of each λ")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What makes a row of the table."""
+
+    run: Callable[[Tensor, Tensor, int, float], tuple[Tensor, int]]  # k-space, mask, seed, λ → image, passes
+    strengths: tuple[float, ...] = (0.0,)  # λ to choose from; one for a method that has none
+
+
+def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None]) -> dict[str, Method]:
+    """Name → method, in the order of the table."""
+    periodic = config.data.periodic
+    return {
+        "zero_filled": plain(zero_filled),
+        "nearest_merge": plain(partial(nearest_merge, periodic=periodic)),
+        "ou_only": Method(lambda k, mask, seed, _: (optimization_unit_alone(k, mask, config, seed), 0)),
+        "l_plus_s": swept(partial(l_plus_s.l_plus_s, periodic=periodic), l_plus_s.STRENGTHS),
+        "llr": swept(partial(llr.llr, periodic=periodic), llr.STRENGTHS),
+        "temporal_tv": swept(partial(temporal_tv.temporal_tv, periodic=periodic), temporal_tv.STRENGTHS),
+        "bart_llr": swept(bart.bart_llr, bart.LLR_STRENGTHS),
+        "bart_tv": swept(bart.bart_tv, bart.TV_STRENGTHS),
+        # the published sampler starts from zero-filled k-space
+        "gldm_published": ours(config, models, sampler="published", start="zero_filled"),
+        "gldm_cascade": ours(config, models, sampler="cascade"),
+    }
+
+
+def plain(function: Callable[[Tensor, Tensor], Tensor]) -> Method:
+    return Method(lambda kspace, mask, seed, strength: (function(kspace, mask), 0))
+
+
+def swept(function: Callable[[Tensor, Tensor, float], Tensor], strengths: tuple[float, ...]) -> Method:
+    return Method(lambda kspace, mask, seed, strength: (function(kspace, mask, strength), 0), strengths)
+
+
+def ours(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None], **sampling: str) -> Method:
+    config = config.copy_and_resolve_references()
+    config.sampling.update(sampling)
+
+    def run(kspace: Tensor, mask: Tensor, seed: int, strength: float) -> tuple[Tensor, int]:
+        result = reconstruct(kspace, mask, *models, config, seed, kspace.device)
+        return result.image, result.settings["passes_per_frame"]
+
+    return Method(run)
+
+
+def choose_methods(methods: dict[str, Method], names: list[str] | None) -> dict[str, Method]:
+    """Those of `names` (default: all), without BART, and with the reason printed, where it is missing."""
+    unknown = [name for name in names or [] if name not in methods]
+    if unknown:
+        raise InputError(f"--methods {unknown[0]} is unknown; choose of {', '.join(methods)}.")
+    chosen = {name: method for name, method in methods.items() if names is None or name in names}
+    if (reason := bart.why_not()) and any(name.startswith("bart_") for name in chosen):
+        print(f"bart_llr and bart_tv are left out: {reason}")
+        chosen = {name: method for name, method in chosen.items() if not name.startswith("bart_")}
+    if not chosen:
+        raise InputError(f"no method is left to measure; choose of {', '.join(methods)}.")
+    return chosen
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One method on one case, at the strength that is best for it."""
+
+    scores: dict[str, float]
+    image: Tensor  # of the first seed
+    strength: float
+    psnr_by_strength: dict[float, float]  # mean over the seeds
+
+
+def measure(method: Method, runs: list[tuple[int, Acquisition]], bar: tqdm) -> Measurement:
+    """Run `method` with each of its strengths on each (seed, acquisition), keep the strength of the best PSNR."""
+    found: list[Measurement] = []
+    psnr = {}
+    for strength in method.strengths:
+        images, scores = [], []
+        for seed, scan in runs:
+            image, cost = timed(partial(method.run, scan.kspace, scan.mask, seed, strength))
+            images.append(image)
+            scores.append({**evaluate(image, scan.reference), **cost})
+            bar.update()
+        total = over_seeds(scores)
+        psnr[strength] = total["psnr"]
+        found.append(Measurement(total, images[0], strength, psnr))
+    return max(found, key=lambda measurement: measurement.scores["psnr"])
+
+
+def sweep_row(measurement: Measurement, group: dict) -> dict:
+    """The chosen λ and what it was chosen from; says so where the best is the first or last of the sweep."""
+    strengths = list(measurement.psnr_by_strength)
+    at_edge = measurement.strength in (strengths[0], strengths[-1])
+    psnr = "  ".join(f"{strength:g}: {value:.2f}" for strength, value in measurement.psnr_by_strength.items())
+    return {**group, "chosen": f"{measurement.strength:g}{' (edge)' if at_edge else ''}", "PSNR of each λ": psnr}
+
+
+def write_tables(out: Path, rows: list[dict], sweeps: list[dict]) -> None:
+    write_csv(out / "quality.csv", rows, COLUMNS)
+    text = markdown(rows, COLUMNS) + "\n"
+    if sweeps:
+        text += (
+            "\nλ of the swept baselines, chosen for each row by its PSNR against the truth; the other rows see no "
+            f"truth.\n\n{markdown(sweeps, SWEEP_COLUMNS)}\n"
+        )
+    with atomic_path(out / "quality.md") as temporary:
+        temporary.write_text(text)
+
+
+def write_panel(path: Path, scan: Acquisition, measurements: dict[str, Measurement]) -> None:
+    """Images of one case, as its first seed gave them."""
+    series = {"reference": scan.reference.abs().numpy()}
+    titles = {"reference": scan.name}
+    for name, measurement in measurements.items():
+        series[name] = measurement.image.abs().numpy()
+        titles[name] = f"{name}\n{measurement.scores['psnr']:.2f} dB"
+    panel(path, series, "reference", titles, moving_row(scan.reference))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
+    scans.add_flags(parser)
+    parser.add_argument("--methods", type=scans.words, help="rows to measure (default: all)")
+    flags = parser.parse_args()
+    config = scans.configuration(flags)
+    methods = choose_methods(all_methods(config, scans.priors(flags)), flags.methods)
+    cases = scans.cases(flags, config)
+    out = Path(flags.out)
+    refuse_existing(out, flags.overwrite)
+    rows, sweeps = [], []
+    total = len(cases) * len(flags.seeds) * sum(len(method.strengths) for method in methods.values())
+    with tqdm(total=total, unit="run") as bar:
+        for case in cases:
+            runs = [(seed, case.acquire(config, seed, flags.device)) for seed in flags.seeds]
+            scan = runs[0][1]
+            group = case.columns(scan.name)
+            measurements = {}
+            for name, method in methods.items():
+                bar.set_description(f"{scan.name} {case.pattern} R={case.acceleration:g} {name}")
+                measurements[name] = measured = measure(method, runs, bar)
+                rows.append({**group, "method": name, **measured.scores})
+                if len(method.strengths) > 1:
+                    sweeps.append(sweep_row(measured, {**group, "method": name}))
+            write_tables(out, rows, sweeps)  # after every case: an interrupted run keeps what it has
+            if case is cases[0]:
+                write_panel(out / "panel.png", scan, measurements)
+    write_record(out / "quality.json", "benchmarks.quality", config)
+    print((out / "quality.md").read_text() + "\n" + "\n".join(str(out / f"quality.{end}") for end in ("csv", "md")))
+    print(out / "panel.png")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)

@@ -1,0 +1,278 @@
+"""Seconds and memory, side by side in one process: `python -m benchmarks.speed [--only ou --size 192 --frames 16]`.
+
+The OU's structured low-rank step against its published form, one network pass, and a whole reconstruction by
+either sampler. `torch.set_num_threads` or OMP_NUM_THREADS holds for all alike.
+"""
+
+import argparse
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import scans
+from benchmarks.scores import write_record
+from configs.ve.cpu_demo import get_config
+from datasets import Acquisition, embedded_acquisition
+from mri.consistency import scan_scale
+from mri.fourier import fft2c, ifft2c
+from mri.interleave import pseudo_reference
+from mri.lowrank import HankelLowRank, published_rank
+from mri.weighting import to_channels
+from sampling import SAMPLERS, SHIPPED, load_prior, reconstruct
+from utils.errors import InputError, exit_on_input_error
+from utils.files import refuse_existing
+from utils.tables import markdown, write_csv, write_markdown
+
+Tensor = torch.Tensor
+
+PARTS = ("ou", "network", "reconstruction", "growth")
+COLUMNS = ("part", "size", "frames", "rank", "seconds", "ratio", "peak_mib", "note")
+REPEATS = 7  # of a step that takes less than a few seconds; the median counts
+CONVERGED = 30  # warm steps on one image, after which the subspace of another one has settled
+RANKS = (24, 48, 96, 192)  # over which growth with the rank is measured
+
+
+def published_step(image: Tensor, window: int, rank: int) -> Tensor:
+    """The structured low-rank step as published: the explicit window matrix and its full SVD (Shin et al. 2014).
+
+    The w×w windows that lie inside k-space, of all frames at one position, are a row; the matrix is truncated
+    to `rank` and the overlapping entries averaged. Complex `(frames, height, width)` in and out.
+    """
+    kspace = fft2c(image)
+    frames, height, width = kspace.shape
+    windows = kspace.unfold(1, window, 1).unfold(2, window, 1).permute(1, 2, 0, 3, 4)
+    rows, columns = windows.shape[:2]
+    u, singular, vh = torch.linalg.svd(windows.reshape(rows * columns, -1), full_matrices=False)
+    truncated = ((u[:, :rank] * singular[:rank]) @ vh[:rank]).reshape(rows, columns, frames, window, window)
+    total, count = torch.zeros_like(kspace), torch.zeros(height, width)
+    for ay, ax in product(range(window), repeat=2):
+        place = (slice(ay, ay + rows), slice(ax, ax + columns))
+        total[:, *place] += truncated[..., ay, ax].permute(2, 0, 1)
+        count[place] += 1
+    return ifft2c(total / count)
+
+
+def published_elements(size: int, frames: int, window: int) -> int:
+    """Entries of the published window matrix."""
+    return (size - window + 1) ** 2 * frames * window**2
+
+
+# ------------------------------------------------------------------------------------------- measurement
+
+
+def seconds_of(step: Callable[[], object], repeats: int = REPEATS) -> float:
+    """Median over `repeats`; the caller has warmed up."""
+    durations = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        durations.append(time.perf_counter() - start)
+    return statistics.median(durations)
+
+
+def peak_mib(step: Callable[[], object]) -> float | str:
+    """Most memory that `step` held beyond what was held before, MiB; empty where Linux does not tell it.
+
+    `resource.getrusage` only knows the peak of the whole process, which the largest step would hide.
+    """
+    peak_reset = Path("/proc/self/clear_refs")
+    if not os.access(peak_reset, os.W_OK):
+        step()
+        return ""
+    ctypes.CDLL(None).malloc_trim(0)  # what is freed but kept would otherwise be used again unseen
+    before = _status_mib("VmRSS")
+    peak_reset.write_text("5")
+    step()
+    return max(0.0, _status_mib("VmHWM") - before)
+
+
+def _status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
+
+
+def embedded_scan(size: int, frames: int) -> Acquisition:
+    """The embedded phantom, under-sampled as the small configuration says, of unit scale."""
+    config = get_config()
+    config.data.image_size, config.data.frames = size, frames
+    scan = embedded_acquisition(config, 0)
+    return replace(scan, kspace=scan.kspace / scan_scale(scan.kspace, scan.mask))
+
+
+def merged_images(size: int, frames: int) -> Tensor:
+    """What the OU meets first: the nearest-in-time merge of the embedded scan."""
+    scan = embedded_scan(size, frames)
+    return ifft2c(pseudo_reference(scan.kspace, scan.mask)[0])
+
+
+# ------------------------------------------------------------------------------------------------- parts
+
+
+def ou_rows(size: int, frames: int, window: int, rank: int, max_published_elements: int) -> Iterator[dict]:
+    """A warm step, an exact one, and the published form: the same image, one after the other."""
+    scan, image = embedded_scan(size, frames), merged_images(size, frames)
+    place = {"size": size, "frames": frames, "rank": rank}
+    warm, exact = HankelLowRank(window, rank, sweeps=1), HankelLowRank(window, rank, sweeps=0)
+    warm(ifft2c(scan.kspace))  # the subspace of other images, to converge from
+    for _ in range(CONVERGED):
+        result = warm(image)
+    expected = exact(image)
+    difference = ((result - expected).norm() / expected.norm()).item()
+    note = f"differs from ou_exact by {difference:.1e} of its norm {CONVERGED} steps after a change of image"
+    seconds = {"ou_warm": seconds_of(partial(warm, image)), "ou_exact": seconds_of(partial(exact, image), 3)}
+    peaks = {"ou_warm": peak_mib(partial(warm, image)), "ou_exact": peak_mib(partial(exact, image))}
+    elements = published_elements(size, frames, window)
+    if elements <= max_published_elements:
+        published = partial(published_step, image, window, rank)
+        published_step(image[:2, :64, :64], window, 1)  # warms up the SVD
+        seconds["ou_published"], peaks["ou_published"] = seconds_of(published, 1), peak_mib(published)
+    else:
+        print(
+            f"{size}×{size}×{frames}: published form left out, its matrix would have {elements:,} entries "
+            f"(--max_published_elements {max_published_elements:,})"
+        )
+    for part, value in seconds.items():
+        ratio = seconds["ou_published"] / value if "ou_published" in seconds else ""
+        row = {"part": part, **place, "seconds": value, "ratio": ratio, "peak_mib": peaks[part]}
+        yield {**row, "note": note if part == "ou_warm" else ""}
+
+
+def network_row(size: int, frames: int) -> dict:
+    """One pass of the shipped GM over all frames."""
+    prior = load_prior(SHIPPED["global"])
+    x = to_channels(prior.weight(fft2c(merged_images(size, frames))))
+    one_pass = partial(prior.score, x, prior.weight.data_std)
+    peak, seconds = peak_mib(one_pass), seconds_of(one_pass, 3)
+    note = f"{seconds / frames:.3f} s per frame"
+    return {"part": "network_pass", "size": size, "frames": frames, "seconds": seconds, "peak_mib": peak, "note": note}
+
+
+def reconstruction_row(sampler: str, size: int, frames: int, iterations: int) -> dict:
+    """A whole `cascade`, or as many iterations of `published` as asked for: nothing is scaled up unsaid."""
+    scan, config = embedded_scan(size, frames), get_config()
+    config.sampling.sampler, full = sampler, config.sampling.iterations
+    config.sampling.iterations = min(iterations, full)
+    results = []
+    start = time.perf_counter()
+    peak = peak_mib(lambda: results.append(reconstruct(scan.kspace, scan.mask, config=config)))
+    seconds = time.perf_counter() - start
+    note = f"{results[0].settings['passes_per_frame']} passes per frame"
+    if sampler == "published" and iterations < full:
+        scaled = seconds / iterations * full
+        note += f"; {iterations} of {full} iterations measured, all would take {scaled:.3g} s (scaled up)"
+    place = {"part": f"gldm_{sampler}", "size": size, "frames": frames}
+    return {**place, "seconds": seconds, "peak_mib": peak, "note": note}
+
+
+def growth_rows(size: int, frames: int, window: int) -> Iterator[dict]:
+    """A warm OU step at several ranks."""
+    image = merged_images(size, frames)
+    for rank in RANKS:
+        if rank <= frames * window**2:
+            step = HankelLowRank(window, rank, sweeps=1)
+            step(image)
+            seconds = seconds_of(partial(step, image))
+            yield {"part": "ou_warm_rank", "size": size, "frames": frames, "rank": rank, "seconds": seconds}
+
+
+def growth(rows: list[dict], part: str, quantities: dict[str, Callable[[dict], int]]) -> str:
+    """seconds ∝ product of powers of those `quantities` of a row that vary among the rows of `part`.
+
+    A least-squares fit of logarithms: what doubling costs in this range, not a law. Empty when none varies.
+    """
+    own = [row for row in rows if row["part"] == part]
+    logs = {name: [np.log(value(row)) for row in own] for name, value in quantities.items()}
+    logs = {name: values for name, values in logs.items() if len(set(values)) > 1}
+    if not logs:
+        return ""
+    design = np.stack([np.ones(len(own)), *logs.values()], axis=1)
+    powers = np.linalg.lstsq(design, np.log([row["seconds"] for row in own]), rcond=None)[0][1:]
+    return f"{part}: seconds ∝ " + " · ".join(f"({name})^{p:.2f}" for name, p in zip(logs, powers, strict=True))
+
+
+# ----------------------------------------------------------------------------------------------- command
+
+
+def measure(flags: argparse.Namespace) -> list[dict]:
+    """The rows of the parts that the flags ask for."""
+    rows: list[dict] = []
+    window = get_config().ou.window
+    middle = flags.frames[len(flags.frames) // 2]
+    for size in flags.size:
+        if "ou" in flags.only:
+            for frames in flags.frames:
+                rank = flags.rank or published_rank(frames, window)
+                rows += ou_rows(size, frames, window, rank, flags.max_published_elements)
+        if "network" in flags.only:
+            rows.append(network_row(size, middle))
+        if "reconstruction" in flags.only:
+            rows += [reconstruction_row(sampler, size, middle, flags.iterations) for sampler in SAMPLERS]
+    if "growth" in flags.only:
+        rows += growth_rows(flags.size[len(flags.size) // 2], middle, window)
+    return rows
+
+
+def summary(rows: list[dict]) -> str:
+    """How the OU grows, and the last line: its warm step against its published form, in the last such row."""
+    scan_size = {"T": lambda row: row["frames"], "H·W": lambda row: row["size"] ** 2}
+    lines = [growth(rows, part, scan_size) for part in ("ou_warm", "ou_published", "network_pass")]
+    lines.append(growth(rows, "ou_warm_rank", {"rank": lambda row: row["rank"]}))
+    if published := [row for row in rows if row["part"] == "ou_published"]:
+        last = published[-1]
+        place = (last["size"], last["frames"])
+        warm = next(row for row in rows if row["part"] == "ou_warm" and (row["size"], row["frames"]) == place)
+        lines.append(f"ou: {warm['seconds']:.4g} s  published: {last['seconds']:.4g} s  ratio: {warm['ratio']:.4g}")
+    return "\n".join(line for line in lines if line)
+
+
+def parse_flags() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=scans.words, default=list(PARTS), help=f"parts: {', '.join(PARTS)}")
+    parser.add_argument("--size", type=scans.numbers(int), default=[64, 96, 128, 192], help="pixels")
+    parser.add_argument("--frames", type=scans.numbers(int), default=[8, 16, 32])
+    parser.add_argument("--rank", type=int, default=0, help="of the OU (default: the published share, 6 a frame)")
+    parser.add_argument("--iterations", type=int, default=2, help="of the published sampler (default 2)")
+    parser.add_argument(
+        "--max_published_elements", type=int, default=50_000_000,
+        help="largest matrix of the published form; 5e7 complex numbers and their SVD take 1.5 GB",
+    )  # fmt: skip
+    parser.add_argument("--out", help="folder for speed.csv and speed.md")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    flags = parser.parse_args()
+    if unknown := [part for part in flags.only if part not in PARTS]:
+        raise InputError(f"--only {unknown[0]} is unknown; choose of {', '.join(PARTS)}.")
+    if not (flags.only and flags.size and flags.frames) or flags.iterations < 1 or flags.rank < 0:
+        raise InputError("give at least one part, size and number of frames, at least one iteration and a rank ≥ 0.")
+    return flags
+
+
+def main() -> None:
+    flags = parse_flags()
+    if flags.out:
+        refuse_existing(flags.out, flags.overwrite)
+    rows = measure(flags)
+    table = [{name: _digits(row.get(name, "")) for name in COLUMNS} for row in rows]
+    if flags.out:
+        out = Path(flags.out)
+        write_csv(out / "speed.csv", table, COLUMNS)
+        write_markdown(out / "speed.md", table, COLUMNS)
+        write_record(out / "speed.json", "benchmarks.speed", get_config())
+    print(f"{markdown(table, COLUMNS)}\n{torch.get_num_threads()} threads")
+    print(summary(rows))
+
+
+def _digits(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) else value
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
