@@ -6,7 +6,6 @@ k-space of a scan of unit scale and see it, as the priors do, through a weight w
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -65,7 +64,8 @@ def few_step_cascade(kspace, dc, optimization_unit, priors, trust, sampling, gen
         prior_std = sigma / prior.weight.on(kspace)
         kspace = dc(kspace, prior_std)
         if optimization_unit.follows(i + 1 == sampling.steps):
-            kspace = dc(fft2c(optimization_unit(ifft2c(kspace))), prior_std)
+            # weaker as σ falls: at full strength it would undo what the priors add
+            kspace = dc(fft2c(optimization_unit(ifft2c(kspace), sigma / trust.sigma)), prior_std)
         log.step(sigma=sigma, residual=residual)
     return kspace
 
@@ -175,48 +175,63 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
 
 
 class OptimizationUnit:
-    """Low rank: `hankel` (structured, published) or `llr` (locally low rank), as `config.ou` says.
+    """Low rank, as `config.ou` says: `hankel` (structured, published), `llr` (locally low rank), or `both` in turn.
 
     `auto` is `hankel` with the published sampler and `llr`, which benchmarks/quality.py finds better, otherwise.
     """
 
     def __init__(self, config, seed: int = 0) -> None:
         ou = config.ou
-        if ou.operator not in ("auto", "hankel", "llr"):
-            raise InputError(f"ou.operator '{ou.operator}' is unknown; choose auto, hankel or llr.")
+        if ou.operator not in ("auto", "hankel", "llr", "both"):
+            raise InputError(f"ou.operator '{ou.operator}' is unknown; choose auto, hankel, llr or both.")
         if ou.after not in ("both", "last", "never"):
             raise InputError(f"ou.after '{ou.after}' is unknown; choose both, last or never.")
         self.settings, self.seed = ou, seed
         automatic = "hankel" if config.sampling.sampler == "published" else "llr"
         self.operator = automatic if ou.operator == "auto" else ou.operator
-        self.project: Callable[[Tensor], Tensor]
-        if self.operator == "hankel":
-            self.project = HankelLowRank(ou.window, ou.rank, ou.sweeps)
-        else:
-            self.project = LocallyLowRank(ou.noise_floor, ou.patches, seed)
+        self.hankel = HankelLowRank(ou.window, ou.rank, ou.sweeps) if self.operator in ("hankel", "both") else None
+        self.llr = None
+        if self.operator in ("llr", "both"):
+            self.llr = LocallyLowRank(ou.noise_floor, ou.patches, seed, ou.hard)
 
     def follows(self, last: bool) -> bool:
         """Whether the OU comes after this model, the last of its turn or not."""
         return self.settings.after == "both" or (last and self.settings.after == "last")
 
-    def __call__(self, image: Tensor) -> Tensor:
-        """One step on the images of a scan of unit scale, complex `(frames, height, width)`."""
-        return self.project(image)
+    def __call__(self, image: Tensor, strength: float = 1.0) -> Tensor:
+        """One step on the images of a scan of unit scale, complex `(frames, height, width)`.
+
+        `strength` 0 … 1 weakens it: the threshold of `llr` and the step of `hankel` towards low rank.
+        """
+        if self.llr is not None:
+            image = self.llr(image, strength)
+        if self.hankel is not None:
+            image = image + strength * (self.hankel(image) - image)
+        return image
 
     def alone(self, measured: Tensor, mask: Tensor, periodic: bool) -> Tensor:
         """k-space of a scan of unit scale by the OU without any network, from the nearest-in-time start.
 
-        `hankel`: projection and data consistency in turn. `llr`: FISTA, which is the same with momentum.
+        `llr`: FISTA. `hankel`: projection and data consistency in turn. `both`: the one after the other.
         """
         kspace, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
         ou = self.settings
-        if self.operator == "llr":
-            return fista_locally_low_rank(
-                kspace, measured, mask, ou.noise_floor, ou.patches, ou.llr_iterations, ou.anneal, self.seed
+        if self.llr is not None:
+            kspace = fista_locally_low_rank(
+                kspace, measured, mask, ou.noise_floor, ou.patches, ou.llr_iterations, ou.anneal, self.seed, ou.hard
             )
-        for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False):
-            kspace = data_consistency(fft2c(self(ifft2c(kspace))), measured, mask)
+        if self.hankel is not None:
+            for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False):
+                kspace = data_consistency(fft2c(self.hankel(ifft2c(kspace))), measured, mask)
         return kspace
+
+    def check(self, frames: int, height: int, width: int) -> None:
+        """Raise `InputError` for a window, rank or patch that does not fit a scan of this shape."""
+        if self.hankel is not None:
+            self.hankel.check(frames, height, width)
+        patches = self.settings.patches
+        if self.llr is not None and not (patches and all(1 <= patch <= min(height, width) for patch in patches)):
+            raise InputError(f"ou.patches {tuple(patches)} must lie between 1 and {min(height, width)} pixels.")
 
 
 def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0) -> Tensor:
@@ -233,7 +248,7 @@ def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     Of the floors tried, the one whose OU predicts the hidden samples best, errors weighted by their distance to
     DC: without that weight the ACS, which is never missing, would decide.
     """
-    if config.ou.noise_floor > 0 or OptimizationUnit(config).operator != "llr":
+    if config.ou.noise_floor > 0 or OptimizationUnit(config).llr is None:
         return config
     kept, hidden = hide(mask, seed=seed)
     weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
@@ -403,7 +418,7 @@ def reconstruct(
 
 def check_settings(config, mask: Tensor) -> None:
     """Raise `InputError` for settings that fit neither each other nor the scan, before any work."""
-    sampling, ou, (frames, height, width) = config.sampling, config.ou, mask.shape
+    sampling = config.sampling
     unit = OptimizationUnit(config)
     for name, known in {"sampler": SAMPLERS, "start": ("zero_filled", "pseudo_reference")}.items():
         if sampling[name] not in known:
@@ -417,10 +432,7 @@ def check_settings(config, mask: Tensor) -> None:
         )
     if sampling.copies < 1 or sampling.steps < 1 or not sampling.trust_levels:
         raise InputError("sampling.copies and sampling.steps must be at least 1, and trust_levels not empty.")
-    if unit.operator == "hankel":
-        unit.project.check(frames, height, width)
-    elif not ou.patches or not all(1 <= patch <= min(height, width) for patch in ou.patches):
-        raise InputError(f"ou.patches {tuple(ou.patches)} must lie between 1 and {min(height, width)} pixels.")
+    unit.check(*mask.shape)
     if sampling.sampler == "cascade" and is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
         raise InputError(
             f"the mask has {acs_rows(mask).sum()} ACS lines and the cascade finds its noise level from at least "

@@ -100,13 +100,14 @@ def get_default_configs() -> ml_collections.ConfigDict:
 
     config.ou = ou = ml_collections.ConfigDict()
     ou.after = "both"             # both: after GM and LM (paper, Fig. 1); last: after LM only (its code); never
-    ou.operator = "auto"          # hankel: structured low rank (published); llr: locally low rank; auto: by sampler
+    ou.operator = "auto"          # hankel: structured (published); llr: locally low rank; both; auto: by sampler
     ou.window = 8                 # hankel: k-space window, samples
     ou.rank = 0                   # hankel: singular vectors kept; 0: the published share, 96 at 16 frames and window 8
     ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
     ou.hankel_iterations = 20     # hankel: iterations of the OU alone
     ou.patches = (4, 6, 8, 12)    # llr: patch sizes in turn, pixels
     ou.noise_floor = 0.0004       # llr: noise per pixel, in units of the scan's scale; 0: found on hidden samples
+    ou.hard = False               # llr: keep or drop singular values (hard) rather than shrink them (soft)
     ou.anneal = 4.0               # llr: the threshold begins this many times larger
     ou.llr_iterations = 100       # llr: FISTA iterations of the OU alone
 

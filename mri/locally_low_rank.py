@@ -16,7 +16,9 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 
-def shrink_patches(image: Tensor, threshold: float, patch: int = 8, shift: tuple[int, int] = (0, 0)) -> Tensor:
+def shrink_patches(
+    image: Tensor, threshold: float, patch: int = 8, shift: tuple[int, int] = (0, 0), hard: bool = False
+) -> Tensor:
     """Soft-threshold the singular values of every patch: the proximal map of threshold · Σ ‖patch‖_*.
 
     Parameters
@@ -29,6 +31,8 @@ def shrink_patches(image: Tensor, threshold: float, patch: int = 8, shift: tuple
         b, pixels; patches tile the image, which wraps around where b does not divide it.
     shift
         of the tiling, pixels; drawing it at random removes the seams between patches.
+    hard
+        keep the singular values above the threshold as they are.
 
     Raises
     ------
@@ -49,6 +53,8 @@ def shrink_patches(image: Tensor, threshold: float, patch: int = 8, shift: tuple
     squared, vectors = torch.linalg.eigh(casorati.mH @ casorati)
     singular = squared.clamp(min=0).sqrt()
     gain = (1 - threshold / singular.clamp(min=1e-30)).clamp(min=0)
+    if hard:
+        gain = (gain > 0).to(gain)
     casorati = casorati @ ((vectors * gain[:, None, :]) @ vectors.mH)
     tiled = casorati.reshape(rows, columns, patch, patch, frames).permute(4, 0, 2, 1, 3)
     shrunk = tiled.reshape(frames, rows * patch, columns * patch)[:, :height, :width]
@@ -67,8 +73,10 @@ class LocallyLowRank:
         the sizes b, pixels; a new one each call: small patches follow fast motion, large ones remove more.
     """
 
-    def __init__(self, noise_floor: float, patches: Sequence[int] = (8,), seed: int = 0) -> None:
-        self.noise_floor, self.patches = noise_floor, patches
+    def __init__(
+        self, noise_floor: float, patches: Sequence[int] = (8,), seed: int = 0, hard: bool = False
+    ) -> None:
+        self.noise_floor, self.patches, self.hard = noise_floor, patches, hard
         self.generator = torch.Generator().manual_seed(seed)
         self.calls = 0
 
@@ -78,7 +86,7 @@ class LocallyLowRank:
         self.calls += 1
         shift = torch.randint(patch, (2,), generator=self.generator).tolist()
         threshold = gain * self.noise_floor * (patch + math.sqrt(len(image)))
-        return shrink_patches(image, threshold, patch, tuple(shift))
+        return shrink_patches(image, threshold, patch, tuple(shift), self.hard)
 
 
 def fista_locally_low_rank(
@@ -90,6 +98,7 @@ def fista_locally_low_rank(
     iterations: int = 100,
     anneal: float = 1.0,
     seed: int = 0,
+    hard: bool = False,
 ) -> Tensor:
     """min over images x of ½‖mask F x − measured‖² + Σ ν (b + √T) ‖b×b patch of x‖_*, by FISTA, then hard DC.
 
@@ -97,8 +106,8 @@ def fista_locally_low_rank(
     ----------
     start
         k-space to begin from; complex `(frames, height, width)`, as `measured`.
-    noise_floor, patches
-        see `LocallyLowRank`.
+    noise_floor, patches, hard
+        see `LocallyLowRank` and `shrink_patches`; the hard form solves no convex problem, it only uses the steps.
     anneal
         the threshold begins this many times larger and falls geometrically to its value at the last iteration.
 
@@ -106,7 +115,7 @@ def fista_locally_low_rank(
     -------
     k-space of that shape, equal to `measured` on `mask`.
     """
-    low_rank = LocallyLowRank(noise_floor, patches, seed)
+    low_rank = LocallyLowRank(noise_floor, patches, seed, hard)
     kspace = momentum = start
     t = 1.0
     for i in tqdm(range(iterations), desc="OU (locally low rank)", leave=False):

@@ -115,6 +115,10 @@ def test_patches_against_svd():
             shrunk = (u * (s - threshold).clamp(min=0)) @ vh
             expected[:, top : top + 4, left : left + 4] = shrunk.reshape(5, 4, 4)
     assert torch.allclose(shrink_patches(image, threshold, 4), expected, atol=1e-9)
+    hard = shrink_patches(image, threshold, 4, hard=True)
+    block = image[:, 4:8, 8:12].reshape(5, 16)
+    u, s, vh = torch.linalg.svd(block, full_matrices=False)
+    assert torch.allclose(hard[:, 4:8, 8:12].reshape(5, 16), (u * s * (s > threshold)) @ vh, atol=1e-9)
     shifted = shrink_patches(torch.roll(image, (3, 1), (1, 2)), threshold, 4, (-3, -1))
     assert torch.allclose(shifted, torch.roll(expected, (3, 1), (1, 2)), atol=1e-9)
 

@@ -161,7 +161,15 @@ def test_batches_of_frames_give_the_same_score(priors):
     assert torch.allclose(whole, parts, atol=1e-4)
 
 
-@pytest.mark.parametrize("operator", ["hankel", "llr"])
+@pytest.mark.parametrize("operator", ["hankel", "llr", "both"])
+def test_strength_weakens_the_optimization_unit(scan, tiny, operator):
+    tiny.ou.operator = operator
+    image = ifft2c(scan.kspace / scan_scale(scan.kspace, scan.mask))
+    moved = [(OptimizationUnit(tiny)(image, strength) - image).norm() for strength in (0.0, 0.5, 1.0)]
+    assert moved[0] < 1e-5 * image.norm() and moved[0] < moved[1] < moved[2]
+
+
+@pytest.mark.parametrize("operator", ["hankel", "llr", "both"])
 def test_optimization_unit_alone_improves_on_zero_filling(scan, tiny, operator):
     tiny.ou.operator = operator
     image = optimization_unit_alone(scan.kspace, scan.mask, tiny)
