@@ -105,7 +105,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     ou.rank = 0                   # hankel: singular vectors kept; 0: the published share, 96 at 16 frames and window 8
     ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
     ou.hankel_iterations = 20     # hankel: iterations of the OU alone
-    ou.patches = (4, 6, 8, 12)    # llr: patch sizes in turn, pixels
+    ou.patches = (6, 8, 12)       # llr: patch sizes in turn, pixels
     ou.noise_floor = 0.0004       # llr: noise per pixel, in units of the scan's scale; 0: found on hidden samples
     ou.hard = False               # llr: keep or drop singular values (hard) rather than shrink them (soft)
     ou.anneal = 4.0               # llr: the threshold begins this many times larger

@@ -14,7 +14,7 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 LLR_STRENGTHS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005)  # λ, in units of the scan's scale
-TV_STRENGTHS = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+TV_STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 TIME = 10  # of BART's 16 dimensions; 0 and 1 are the image's
 
 

@@ -27,7 +27,7 @@ def l_plus_s(
         complex and boolean `(frames, height, width)`.
     strength
         λ_L, in units of the largest singular value of the start. λ_S stays: the ratio of the two decides what is
-        background and what is motion, and matters more than their size (on phantoms and rat cine 0 to 3 dB).
+        background and what is motion, and on phantoms it matters more than their size, by up to 3 dB.
     periodic
         whether the last frame is a neighbour of the first, for the start alone (T always takes it so).
 
