@@ -32,6 +32,8 @@ ORDERS = {
     "GM→LM": ("global", "local"),
 }
 STARTS = ("zero_filled", "pseudo_reference")
+OPERATORS = ("hankel", "llr", "both")  # of the OU alone
+AFTER = {"no": "never", "yes": "both"}  # with models: whether the OU comes after each of them
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Row:
     sampler: str  # "none": no model
     start: str
     stages: str  # the models in their order
-    ou: str  # "never", "both": after each model; without models its operator
+    ou: str  # "no", "yes"; without models its operator
     method: Method
 
     def columns(self) -> dict[str, str]:
@@ -52,15 +54,15 @@ def arrangements(
     config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None], samplers: list[str]
 ) -> Iterator[Row]:
     """The rows of the table, first those without a model."""
-    yield Row("none", "zero_filled", "none", "never", plain(zero_filled))
-    yield Row("none", "pseudo_reference", "none", "never", plain(nearest_merge))
-    for operator in ("hankel", "llr"):
+    yield Row("none", "zero_filled", "none", "no", plain(zero_filled))
+    yield Row("none", "pseudo_reference", "none", "no", plain(nearest_merge))
+    for operator in OPERATORS:
         yield Row("none", "pseudo_reference", "none", operator, unit_alone(config, operator))
-    for sampler, (stages, order), ou, start in product(samplers, ORDERS.items(), ("never", "both"), STARTS):
-        if sampler == "cascade" and ou == "both" and start == "zero_filled":
+    for sampler, (stages, order), ou, start in product(samplers, ORDERS.items(), AFTER, STARTS):
+        if sampler == "cascade" and ou == "yes" and start == "zero_filled":
             continue  # it would be the row below once more: the OU chooses the start
         changed = config.copy_and_resolve_references()
-        changed.ou.after = ou
+        changed.ou.after = AFTER[ou]
         yield Row(sampler, start, stages, ou, ours(changed, models, sampler=sampler, start=start, order=order))
 
 
@@ -81,7 +83,7 @@ def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]
 def findings(rows: list[dict]) -> str:
     """The sentences that the table supports, whatever they say: mean gain of each stage over its pairs of rows."""
     questions = (
-        ("OU after every model rather than never", "ou", "both", "never"),
+        ("OU after every model rather than never", "ou", "yes", "no"),
         ("start from the pseudo-reference rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
         ("few-step cascade rather than published sampler", "sampler", "cascade", "published"),
         ("GM→LM rather than LM→GM", "stages", "GM→LM", "LM→GM"),
@@ -95,12 +97,12 @@ def findings(rows: list[dict]) -> str:
             lines.append(f"- {question}: {np.mean(gain):+.2f} dB ({spread}).")
     for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"]) for row in rows):
         own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"]) == case]
-        unit = max((row for row in own if row["ou"] in ("hankel", "llr")), key=lambda row: row["psnr"])
+        unit = max((row for row in own if row["ou"] in OPERATORS), key=lambda row: row["psnr"])
         best = max((row for row in own if row["stages"] != "none"), key=lambda row: row["psnr"])
         lines.append(
             f"- {case[0]}, {case[1]} R={case[2]}: the best arrangement with models ({best['sampler']}, "
             f"{best['start']}, {best['stages']}, OU {best['ou']}) is {best['psnr'] - unit['psnr']:+.2f} dB against "
-            f"the OU alone ({unit['ou']})."
+            f"the best OU alone ({unit['ou']})."
         )
     return "\n".join(lines)
 
@@ -117,7 +119,7 @@ def main() -> None:
     parser.add_argument("--samplers", type=scans.words, default=list(SAMPLERS), help="default: both")
     flags = parser.parse_args()
     config = scans.configuration(flags)
-    if not set(flags.samplers) <= set(SAMPLERS):
+    if not flags.samplers or not set(flags.samplers) <= set(SAMPLERS):
         raise InputError(f"--samplers {','.join(flags.samplers)}: choose of {', '.join(SAMPLERS)}.")
     table = list(arrangements(config, scans.priors(flags), flags.samplers))
     cases = scans.cases(flags, config)
@@ -132,9 +134,9 @@ def main() -> None:
                 scores = measure(row.method, runs, bar).scores
                 rows.append({**case.columns(runs[0][1].name), **row.columns(), **scores})
                 write_tables(out, rows, "\nUnfinished.\n")
-    operator = f"The OU of rows with models: ou.operator = {config.ou.operator}"
     auto = " (hankel with the published sampler, llr with the cascade)" if config.ou.operator == "auto" else ""
-    write_tables(out, rows, f"\n{operator}{auto}. Differences in PSNR:\n\n{findings(rows)}\n")
+    text = f"ou `yes`: after each model, the operator {config.ou.operator}{auto}. Differences in PSNR:"
+    write_tables(out, rows, f"\n{text}\n\n{findings(rows)}\n")
     write_record(out / "ablation.json", "benchmarks.ablation", config)
     print((out / "ablation.md").read_text() + f"\n{out / 'ablation.csv'}\n{out / 'ablation.md'}")
 

@@ -10,7 +10,7 @@ from mri.interleave import pseudo_reference
 Tensor = torch.Tensor
 
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # λ, in units of the scan's scale
-BALANCE = 0.01  # τ·λ; 400 iterations then come within 0.4 % of the minimum, phantom and rat cine, all strengths
+BALANCE = 0.01  # τ·λ; 400 iterations then come within 1 % of the minimum, phantom and rat cine, all strengths
 
 
 def temporal_tv(
