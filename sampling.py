@@ -263,6 +263,15 @@ def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     return tried
 
 
+def cascade_start(measured: Tensor, mask: Tensor, config, seed: int) -> Tensor:
+    """k-space of unit scale that the few-step cascade starts from: the OU's, or without OU `sampling.start`."""
+    if config.ou.after != "never":
+        return OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)
+    if config.sampling.start == "zero_filled":
+        return measured
+    return pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)[0]
+
+
 @dataclass(frozen=True)
 class Trust:
     """Where the priors enter, as measured on samples hidden from them."""
@@ -293,7 +302,7 @@ def find_trust(
     if not hidden.any():
         return Trust(0.0, 0.0, 0.0, 0.0)
     known = torch.where(kept, measured, 0)
-    start = OptimizationUnit(config, seed).alone(known, kept, config.data.periodic)
+    start = cascade_start(known, kept, config, seed)
     weight, data_std = priors[-1].weight, priors[-1].weight.data_std
     error = weight(measured - start)[hidden]
     before = error.norm().item()
@@ -392,9 +401,6 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     config = with_noise_floor(config, measured, mask, seed)
     unit = OptimizationUnit(config, seed)
-    start = measured
-    if sampling.start == "pseudo_reference":
-        start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
     levels = len(sampling.trust_levels)
@@ -402,12 +408,14 @@ def reconstruct(
     with tqdm(total=steps, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
         if sampling.sampler == "published":
+            start = measured
+            if sampling.start == "pseudo_reference":
+                start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
             sde = VESDE(sampling.sigma_min, sampling.sigma_max, sampling.num_scales)
             result = published_cascade(start, dc, unit, priors, sde, sampling, generator, log)
             passes = len(log.steps) * len(priors) * (1 + sampling.copies)
         else:
-            if config.ou.after != "never":
-                start = unit.alone(measured, mask, config.data.periodic)
+            start = cascade_start(measured, mask, config, seed)
             trust = find_trust(measured, mask, priors, config, seed, bar)
             settings["trust"] = asdict(trust)
             result = few_step_cascade(start, dc, unit, priors, trust, sampling, generator, log)
