@@ -29,8 +29,12 @@ flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspac
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: found.")
 flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: found.")
 flags.DEFINE_enum("dc", None, ["center", "corner"], "Where zero frequency lies in k-space files.")
-flags.DEFINE_integer("frames", None, "Frames to use; more than an image file holds: its cycle is repeated.")
-flags.DEFINE_integer("size", None, "Pixels to use: crops k-space to the centre (size of the embedded phantom).")
+flags.DEFINE_integer(
+    "frames", None, "Frames to use; more than an image file holds: its cycle is repeated.", lower_bound=2
+)
+flags.DEFINE_integer(
+    "size", None, "Pixels to use: crops k-space to the centre (size of the embedded phantom).", lower_bound=2
+)
 flags.DEFINE_enum("phase", None, ["smooth", "none"], "Phase given to magnitude images (default smooth).")
 flags.DEFINE_string("mask", None, "Mask file; default: found from the zeros of k-space, or generated.")
 flags.DEFINE_enum("pattern", None, ["uniform", "random", "lattice", "radial"], "Mask to generate.")
@@ -41,7 +45,9 @@ flags.DEFINE_boolean("no_reference", False, "Do not score, even when the data ar
 flags.DEFINE_string("checkpoint_global", None, "GM: .safetensors or published .pth; default: shipped.")
 flags.DEFINE_string("checkpoint_local", None, "LM, likewise.")
 flags.DEFINE_string("sampler", None, "Sampler; default: the configuration's.")
-flags.DEFINE_integer("seed", 0, "Of the sampler's noise and of generated masks and phases.")
+flags.DEFINE_integer(
+    "seed", 0, "Of the sampler's noise and of generated masks and phases.", lower_bound=0, upper_bound=2**32 - 1
+)
 flags.DEFINE_string("out", None, "Folder for the results; default: the next numbered one under result/.")
 flags.DEFINE_boolean("overwrite", False, "Replace the results in --out.")
 

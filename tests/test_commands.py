@@ -322,6 +322,13 @@ def test_results_are_not_overwritten(tmp_path, priors, magnitude):
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
+@pytest.mark.parametrize("flag,value", [("--frames", 0), ("--size", -4), ("--seed", -1), ("--seed", 2**70)])
+def test_numbers_out_of_range(flag, value, tmp_path, priors, magnitude):
+    done = demo("--data", magnitude, flag, value, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    assert done.returncode != 0 and "Traceback" not in done.stderr and flag.strip("-") in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_reference_of_another_shape(tmp_path, priors, magnitude):
     np.save(tmp_path / "truth.npy", array()[:3])
     flags = ["--data", magnitude, "--reference", "truth.npy", "--out", "out"]

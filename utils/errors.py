@@ -19,7 +19,9 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        print(f"error: {error.filename or 'a file'}: {error.strerror or error}; give another place.", file=sys.stderr)
+        # some libraries raise it with words only
+        words = f"{error.filename}: {error.strerror}; give another place." if error.filename else str(error)
+        print(f"error: {words}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted: what was not finished is not written.", file=sys.stderr)
