@@ -44,6 +44,9 @@ def scan_files(path: str | os.PathLike) -> list[Path]:
     files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{path} holds no scan; put {', '.join(SUFFIXES)} files there.")
+    twins = [f.name for f in files if sum(f.stem == other.stem for other in files) > 1]
+    if twins:
+        raise InputError(f"{path}: {' and '.join(twins)} would share one folder of results; rename all but one.")
     return files
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from models.checkpoint import build, load_weights, save_model
 from models.layers import AttentionBlock, FourierFeatures, PyramidInput, ResidualBlock
 from models.ncsnpp import NCSNpp
+from mri.weighting import KspaceWeight
 from utils.errors import InputError, exit_on_input_error
 
 Tensor = torch.Tensor
@@ -358,7 +359,7 @@ def _convert(arguments: argparse.Namespace) -> None:
         config = _read_config(arguments.config) if arguments.config else None
         checkpoint = _read_published(arguments.file)
         model = _build_published(checkpoint, config, arguments.file)
-        extra = {"step": int(checkpoint.get("step", 0))}
+        extra = {"step": int(checkpoint.get("step", 0)), "weight": KspaceWeight.published().to_dict()}
         if arguments.check:
             _check_published(model, extra["step"], arguments.file)
     if arguments.out:

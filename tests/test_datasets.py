@@ -126,6 +126,13 @@ def test_folder_of_scans(config, image, tmp_path):
     assert [s.name for s in acquisitions(config, str(tmp_path), range(0))] == ["a", "b"]
 
 
+def test_scans_that_would_share_a_folder_of_results(image, tmp_path):
+    save(tmp_path / "a.npy", image)
+    np.savez(tmp_path / "a.npz", image=image.numpy())
+    with pytest.raises(InputError, match="a.npy and a.npz"):
+        scan_files(tmp_path)
+
+
 def test_training_frames_and_batches(config):
     scans = list(acquisitions(config, "", range(1, 3)))
     frames = {name: pseudo_reference_frames(config, scans, name) for name in ("global", "local")}
