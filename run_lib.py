@@ -251,6 +251,9 @@ def reconstruct_scan(
         if rows:
             write_csv(folder / "metrics.csv", rows, METRICS)
             write_csv(folder / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
+    if not rows:  # scores of a run that is replaced belong to another image
+        for name in ("metrics.csv", "metrics_common_scale.csv"):
+            (out / name).unlink(missing_ok=True)
     return out, rows
 
 

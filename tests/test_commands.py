@@ -96,6 +96,9 @@ def test_result_does_not_depend_on_the_reference(magnitude, tmp_path, priors):
     assert not (tmp_path / "none" / "metrics.csv").exists()
     scores = {name: (tmp_path / name / "metrics.csv").read_text() for name in ("own", "other")}
     assert scores["own"] != scores["other"]
+    again = ["--data", magnitude, "--out", tmp_path / "own", "--overwrite", "--no_reference"]
+    demo(*again, cwd=tmp_path, priors=priors)
+    assert names(tmp_path / "own") == ALWAYS
 
 
 def test_undersampled_kspace_with_a_reference_file(tmp_path, priors):
