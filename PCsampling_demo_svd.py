@@ -6,16 +6,15 @@ Without flags it reconstructs the embedded phantom with the shipped checkpoints.
 from pathlib import Path
 
 import torch
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 import run_lib
-from datasets import Acquisition, acquisition_from_file, embedded_acquisition
-from mri.io import load_scan
-from sampling import SHIPPED
-from utils.errors import InputError, exit_on_input_error
-from utils.files import numbered_folder, refuse_existing
+from datasets import Acquisition, acquisition_from_file, embedded_acquisition, reference_from_file
+from sampling import shipped
+from utils.errors import InputError, exit_on_input_error, run_command
+from utils.files import numbered_folder, refuse_existing, refuse_unwritable
 
 FLAGS = flags.FLAGS
 
@@ -30,17 +29,21 @@ flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; d
 flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: found.")
 flags.DEFINE_enum("dc", None, ["center", "corner"], "Where zero frequency lies in k-space files.")
 flags.DEFINE_integer(
-    "frames", None, "Frames to use; more than an image file holds: its cycle is repeated.", lower_bound=2
+    "frames", None, "Frames to use; more than an image file holds: its cycle is repeated.",
+    lower_bound=2, upper_bound=1024
 )
 flags.DEFINE_integer(
-    "size", None, "Pixels to use: crops k-space to the centre (size of the embedded phantom).", lower_bound=2
+    "size", None, "Pixels to use: crops k-space to the centre (size of the embedded phantom).",
+    lower_bound=2, upper_bound=4096
 )
 flags.DEFINE_enum("phase", None, ["smooth", "none"], "Phase given to magnitude images (default smooth).")
 flags.DEFINE_string("mask", None, "Mask file; default: found from the zeros of k-space, or generated.")
+flags.DEFINE_string("mask_key", None, "Variable in the mask file; default: found.")
 flags.DEFINE_enum("pattern", None, ["uniform", "random", "lattice", "radial"], "Mask to generate.")
 flags.DEFINE_float("acceleration", None, "R of the generated mask, before the ACS.")
 flags.DEFINE_integer("acs", None, "Central lines of the generated mask.")
 flags.DEFINE_string("reference", None, "Fully sampled images to score against, after the reconstruction.")
+flags.DEFINE_string("reference_key", None, "Variable in the file of --reference; default: found.")
 flags.DEFINE_boolean("no_reference", False, "Do not score, even when the data are fully sampled.")
 flags.DEFINE_string("checkpoint_global", None, "GM: .safetensors or published .pth; default: shipped.")
 flags.DEFINE_string("checkpoint_local", None, "LM, likewise.")
@@ -59,6 +62,7 @@ SHORTHANDS = {
     "dc": "data.dc",
     "phase": "data.phase",
     "mask": "mask.path",
+    "mask_key": "mask.key",
     "pattern": "mask.pattern",
     "acceleration": "mask.acceleration",
     "acs": "mask.acs",
@@ -67,23 +71,24 @@ SHORTHANDS = {
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]}")
     exit_on_input_error(run)
 
 
 def run() -> None:
     config = configuration()
-    scan = embedded_acquisition(config, 0) if FLAGS.data is None else acquisition_from_file(config, FLAGS.data)
-    reference = choose_reference(config, scan)
-    print(scan)
-    priors = run_lib.load_priors(
-        config,
-        FLAGS.checkpoint_global or SHIPPED["global"],
-        FLAGS.checkpoint_local or SHIPPED["local"],
-    )
     if FLAGS.out:
         refuse_existing(FLAGS.out, FLAGS.overwrite)
+    refuse_unwritable(FLAGS.out or "result")
+    priors = run_lib.load_priors(
+        config,
+        FLAGS.checkpoint_global or shipped("global", config.sampling.sampler),
+        FLAGS.checkpoint_local or shipped("local", config.sampling.sampler),
+    )
+    scan = embedded_acquisition(config, 0) if FLAGS.data is None else acquisition_from_file(config, FLAGS.data)
+    if scan.reference is None:
+        refuse_mask_flags()
+    reference = choose_reference(config, scan)
+    print(scan)
     folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
     out, rows = run_lib.reconstruct_scan(scan, config, priors, folder, FLAGS.seed, reference)
     print(run_lib.report(out, rows))
@@ -107,6 +112,16 @@ def configuration() -> ConfigDict:
     return config
 
 
+def refuse_mask_flags() -> None:
+    """Flags of a mask to generate mean nothing for k-space that is under-sampled already."""
+    given = [f"--{name}" for name in ("pattern", "acceleration", "acs") if FLAGS[name].value is not None]
+    if given:
+        raise InputError(
+            f"{FLAGS.data} is under-sampled already, so {', '.join(given)} cannot apply; leave them out (the mask "
+            "is found from the zeros), or give --mask."
+        )
+
+
 def choose_reference(config: ConfigDict, scan: Acquisition) -> torch.Tensor | None:
     """The images to score against: --reference, else the fully sampled data, else none."""
     if FLAGS.no_reference:
@@ -115,14 +130,8 @@ def choose_reference(config: ConfigDict, scan: Acquisition) -> torch.Tensor | No
         return None
     if not FLAGS.reference:
         return scan.reference
-    reference = load_scan(FLAGS.reference, kind="image", frames_axis=config.data.frames_axis).data
-    if reference.shape != scan.kspace.shape:
-        raise InputError(
-            f"{FLAGS.reference}: shape {tuple(reference.shape)} is not the scan's {tuple(scan.kspace.shape)}; "
-            "give fully sampled images of the same frames and size."
-        )
-    return reference
+    return reference_from_file(config, FLAGS.reference, FLAGS.reference_key, scan)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_command(main)

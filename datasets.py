@@ -1,24 +1,31 @@
 """From scans to what the method needs: acquisitions to reconstruct, weighted frames to learn from."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from tqdm import tqdm
 
-from mri.consistency import scan_scale
+from models.context import Context
+from mri.consistency import data_consistency, scan_scale
 from mri.fourier import fft2c, ifft2c
-from mri.interleave import pseudo_reference
+from mri.interleave import looks_periodic, pseudo_reference
 from mri.io import SUFFIXES, Scan, load_mask, load_scan
+from mri.locally_low_rank import fista_locally_low_rank
 from mri.masks import fit_mask, make_mask, net_acceleration
 from mri.phantom import make_phantom
 from mri.phase import smooth_phase
+from mri.scenes import Draw, acquire, make_scene
 from mri.weighting import KspaceWeight, to_channels
 from utils.errors import InputError
+from utils.files import atomic_path
 
 Tensor = torch.Tensor
+
+MOST_CYCLES = 16  # a scan is repeated to make a longer one; more than this is a slip of the keyboard
 
 
 @dataclass(frozen=True)
@@ -50,14 +57,9 @@ def scan_files(path: str | os.PathLike) -> list[Path]:
     return files
 
 
-def acquisitions(config, path: str, phantoms: range) -> Iterator[Acquisition]:
-    """The scans of `path` (a file or folder), or, when it is empty, the embedded phantoms of these seeds."""
-    if path:
-        for file in scan_files(path):
-            yield acquisition_from_file(config, file)
-    else:
-        for seed in phantoms:
-            yield embedded_acquisition(config, seed)
+def acquisition(config, source: Path | int) -> Acquisition:
+    """The scan of a file, or the embedded phantom of a seed."""
+    return embedded_acquisition(config, source) if isinstance(source, int) else acquisition_from_file(config, source)
 
 
 def embedded_acquisition(config, seed: int) -> Acquisition:
@@ -94,11 +96,54 @@ def acquisition_from_file(config, path: str | os.PathLike) -> Acquisition:
 def measurement_mask(config, shape: tuple[int, int, int]) -> Tensor:
     """The mask of `config.mask`, read or generated, for a scan of `shape` (frames, height, width)."""
     if config.mask.path:
-        return fit_mask(load_mask(config.mask.path), shape, config.mask.path)
+        mask = _resize_mask(config, load_mask(config.mask.path, config.mask.key or None), shape)
+        return fit_mask(mask, shape, config.mask.path)
     generated = make_mask(
         config.mask.pattern, shape, config.mask.acceleration, config.mask.acs, config.mask.seed
     )
     return fit_mask(generated, shape)
+
+
+def _resize_mask(config, mask: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """A mask file's first frames and centre, where the scan itself was cut to frames or size."""
+    frames, height, width = shape
+    if config.data.scan_frames and mask.ndim == 3 and mask.shape[0] > frames:
+        mask = mask[:frames]
+    if config.data.scan_size and mask.ndim == 3 and mask.shape[1] >= height and mask.shape[2] >= width:
+        top, left = mask.shape[1] // 2 - height // 2, mask.shape[2] // 2 - width // 2
+        mask = mask[:, top : top + height, left : left + width]
+    return mask
+
+
+def reference_from_file(config, path: str, key: str | None, scan: Acquisition) -> Tensor:
+    """Fully sampled images to score against, cut to frames and size as the scan is: complex64.
+
+    Fully sampled k-space is taken too.
+
+    Raises
+    ------
+    InputError
+        for under-sampled k-space, or another shape than the scan's.
+    """
+    try:
+        file = load_scan(path, key)
+    except InputError:
+        if config.data.frames_axis is None:
+            raise
+        file = load_scan(path, key, frames_axis=config.data.frames_axis)
+    if file.kind == "kspace":
+        kspace, _ = _resize_kspace(config, file)
+        if not _sampled_locations(kspace).all():
+            raise InputError(f"{path} is under-sampled k-space; a reference is fully sampled: give its images.")
+        image = ifft2c(kspace)
+    else:
+        image, _ = _resize_image(config, file)
+    if image.shape != scan.kspace.shape:
+        raise InputError(
+            f"{path}: shape {tuple(image.shape)} is not the scan's {tuple(scan.kspace.shape)}; "
+            "give fully sampled images of the same frames and size."
+        )
+    return image
 
 
 def _undersample(config, name: str, image: Tensor, found: str, sha256: str) -> Acquisition:
@@ -139,6 +184,10 @@ def _sampled_locations(kspace: Tensor) -> Tensor:
 def _take_frames(config, frames: int) -> Tensor | None:
     """Indices of the frames to use, or None for all as they are."""
     wanted = config.data.scan_frames
+    if wanted > MOST_CYCLES * frames:
+        raise InputError(
+            f"--frames {wanted} would repeat the {frames} frames of the scan more than {MOST_CYCLES} times; give fewer."
+        )
     return torch.arange(wanted) % frames if wanted and wanted != frames else None
 
 
@@ -157,7 +206,8 @@ def _resize_image(config, scan: Scan) -> tuple[Tensor, str]:
     index = _take_frames(config, image.shape[0])
     if index is not None:
         image = image[index]
-        found += f"; frames 0 … {scan.data.shape[0] - 1} taken in turn to make {len(index)}"
+        held = len(scan.data)
+        found += f"; its first {len(index)} frames" if len(index) <= held else f"; its cycle repeated to {len(index)}"
     size = config.data.scan_size
     if size and (size, size) != tuple(image.shape[-2:]):
         image = ifft2c(_crop(fft2c(image), size))
@@ -252,9 +302,166 @@ def pseudo_reference_frames(config, scans: list[Acquisition], model: str) -> Ten
                 f"{tuple(scans[0].kspace.shape[1:])}; train on scans of one size (--config.data.scan_size)."
             )
         scaled = scan.kspace / scan_scale(scan.kspace, scan.mask)
+        periodic = config.data.periodic
+        if periodic is None:
+            periodic = looks_periodic(scan.kspace, scan.mask)
         filled, report = pseudo_reference(
-            scaled, scan.mask, window, config.pseudo_reference.local_window, config.data.periodic
+            scaled, scan.mask, window, config.pseudo_reference.local_window, periodic
         )
         bar.set_postfix_str(str(report))
         frames.append(filled)
     return torch.cat(frames)
+
+
+# ------------------------------------------------------------------------------------ synthetic scenes
+
+
+@dataclass(frozen=True)
+class PreparedScene:
+    """A synthetic acquisition, divided by its scale, and the OU's result: what the cascade starts from."""
+
+    image: Tensor  # complex64 (frames, height, width), the truth
+    start: Tensor  # complex64, same shape: image that the OU makes of the measured samples
+    mask: Tensor  # bool, same shape
+    periodic: bool
+
+
+def prepare_scene(folder: str | os.PathLike, number: int, size: int) -> Path:
+    """Make training scene `number` unless `folder` has it: draw it, acquire it, run the OU. Returns its file.
+
+    One scene in eight is a phantom heart of `mri.phantom` (seeds from 1000: never one that is used to test),
+    the others are `mri.scenes`.
+    """
+    path = Path(folder) / f"scene_{size}_{number:06d}.safetensors"
+    if path.exists():
+        return path
+    draw = Draw(number)
+    frames = draw.choice((6, 8, 12, 16, 16, 16, 20, 24))
+    if number % 8 == 7:
+        image, periodic = make_phantom(frames, size, 1000 + number).to(torch.complex64), True
+        image = image / image.abs().max()
+    else:
+        image, periodic = make_scene(frames, size, size, number)
+    measurement = acquire(image, periodic, number)
+    scale = scan_scale(measurement.kspace, measurement.mask)
+    measured, mask = measurement.kspace / scale, measurement.mask
+    start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
+    start = fista_locally_low_rank(start, measured, mask, 4e-4, (6, 8, 12), 100, 4.0, number)
+    _save_scene(path, PreparedScene(image / scale, ifft2c(start), mask, periodic))
+    return path
+
+
+def advance_scene(file: Path, folder: Path, prior) -> Path:
+    """A prepared scene whose start is what `prior` (a `sampling.Prior`) makes of it, unless `folder` has it."""
+    path = folder / file.name
+    if not path.exists():
+        scene = load_scene(file)
+        kspace, measured_at = fft2c(scene.start), scene.mask
+        sigma = missing_std(scene.start - scene.image, scene.mask).item()
+        denoised = prior.denoise(kspace, sigma, measured_at, scene.periodic)
+        start = ifft2c(data_consistency(denoised, kspace, measured_at))
+        _save_scene(path, replace(scene, start=start))
+    return path
+
+
+def _save_scene(path: Path, scene: PreparedScene) -> None:
+    tensors = {
+        "image": torch.view_as_real(scene.image).contiguous(),
+        "start": torch.view_as_real(scene.start).contiguous(),
+        "mask": scene.mask,
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"periodic": str(scene.periodic)})
+
+
+def load_scene(path: str | os.PathLike) -> PreparedScene:
+    """What `prepare_scene` wrote."""
+    with safe_open(path, framework="pt") as file:
+        image, start = (torch.view_as_complex(file.get_tensor(name)) for name in ("image", "start"))
+        return PreparedScene(image, start, file.get_tensor("mask"), file.metadata()["periodic"] == "True")
+
+
+@dataclass(frozen=True)
+class SceneBatch:
+    """Frames of scenes whose missing samples are wrong by about σ, and the truth."""
+
+    x: Tensor  # float32 (batch, 2 + context channels, height, width): the frame, then its context
+    image: Tensor  # complex (batch, height, width): the frame, as in x
+    truth: Tensor  # complex, same shape
+    mask: Tensor  # bool, same shape
+    sigma: Tensor  # (batch,): standard deviation of the error per real channel, as the network is told it
+
+    def to(self, device: torch.device) -> "SceneBatch":
+        return SceneBatch(*(getattr(self, f).to(device) for f in ("x", "image", "truth", "mask", "sigma")))
+
+
+class SceneFrames:
+    """Training frames from prepared scenes: the OU's result at part of its error, with context.
+
+    The cascade's noise is what the OU left: a frame is truth + a (start − truth), 0 < a ≤ 1, sometimes with
+    Gaussian noise on the missing samples in place of part of it. σ is told with an error, as it must be
+    estimated in use. Augmentation: global phase, flips, time reversal, gain, shift of the rows of k-space (a
+    linear phase of the image, so that the missing rows take every place).
+
+    Parameters
+    ----------
+    files
+        of `prepare_scene`, all of one size.
+    context
+        of the network.
+    settings
+        `config.training`: `scene_frames` per scene in a batch, `max_gain`, `sigma_jitter`, `noisy_share`.
+    """
+
+    def __init__(self, files: list[Path], context: Context, settings) -> None:
+        self.files, self.context, self.settings = files, context, settings
+
+    def batch(self, size: int, generator: torch.Generator) -> SceneBatch:
+        """`size` frames of `size / scene_frames` scenes."""
+        each = self.settings.scene_frames
+        parts = []
+        for first in range(0, size, each):
+            number = int(torch.randint(len(self.files), (), generator=generator))
+            parts.append(self._frames(load_scene(self.files[number]), min(each, size - first), generator))
+        return SceneBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+    def _frames(self, scene: PreparedScene, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        truth, start, mask = augment_scene(scene, self.settings.max_gain, generator)
+        share, spread, coin = torch.rand(3, generator=generator).tolist()
+        error = (0.2 + 0.8 * share if coin < 0.5 else 1.0) * (start - truth)
+        if spread < self.settings.noisy_share:
+            noise = torch.view_as_complex(torch.randn(*truth.shape, 2, generator=generator))
+            noise = ifft2c(torch.where(mask, 0, fft2c(noise)))
+            part = spread / self.settings.noisy_share
+            noise = noise * error.norm() / noise.norm().clamp(min=1e-12)
+            error = (1 - part) ** 0.5 * error + part**0.5 * noise
+        image = truth + error
+        jitter = self.settings.sigma_jitter * torch.randn((), generator=generator)
+        sigma = missing_std(error, mask) * torch.exp(jitter)
+        frames = torch.randperm(len(truth), generator=generator)[:count]
+        context = self.context(image, mask, sigma.item(), scene.periodic, frames)
+        x = torch.cat([torch.view_as_real(image[frames]).permute(0, 3, 1, 2), context], dim=1)
+        return x, image[frames], truth[frames], mask[frames], sigma.expand(len(frames))
+
+
+def missing_std(error: Tensor, mask: Tensor) -> Tensor:
+    """Standard deviation per real channel and pixel of an image error that lies in the missing samples."""
+    return (fft2c(error)[~mask].abs().square().sum() / (2 * error.numel())).sqrt().clamp(min=1e-6)
+
+
+def augment_scene(
+    scene: PreparedScene, max_gain: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Truth, start and mask of a scene, changed alike by what is exact for all three."""
+    truth, start, mask = scene.image, scene.start, scene.mask
+    numbers = torch.rand(6, generator=generator).tolist()
+    if numbers[0] < 0.5:
+        truth, start, mask = truth.flip(0), start.flip(0), mask.flip(0)
+    for axis, number in ((1, numbers[1]), (2, numbers[2])):
+        if number < 0.5:  # about the pixel of index 0, in image and k-space alike
+            truth, start, mask = (torch.roll(tensor.flip(axis), 1, axis) for tensor in (truth, start, mask))
+    height = truth.shape[1]
+    rows = round((2 * numbers[3] - 1) * 4)
+    angle = 2 * torch.pi * (rows * torch.arange(height) / height + numbers[4])
+    factor = torch.polar(torch.full((height,), max_gain ** (2 * numbers[5] - 1)), angle)[:, None]
+    return truth * factor, start * factor, torch.roll(mask, rows, 1)

@@ -1,15 +1,19 @@
 """Denoising score matching, the optimizer, and one training step."""
 
+import math
 from collections.abc import Callable
 
 import torch
 
+from datasets import SceneBatch
+from mri.fourier import fft2c
 from sde_lib import VESDE
 
 Tensor = torch.Tensor
 Score = Callable[[Tensor, Tensor], Tensor]
 
 EPSILON_T = 1e-5  # smallest training time, as published
+SMALL_ERROR = 0.005  # σ_c of `completion_loss`, in units of the scan's scale
 
 
 def dsm_loss(score: Score, x: Tensor, sde: VESDE, generator: torch.Generator | None = None) -> Tensor:
@@ -29,6 +33,25 @@ def dsm_loss(score: Score, x: Tensor, sde: VESDE, generator: torch.Generator | N
     sigma = sde.sigma(t)
     level = sigma[:, None, None, None]
     return (level * score(x + level * z, sigma) + z).square().mean()
+
+
+def completion_loss(score: Score, batch: SceneBatch) -> Tensor:
+    """Share of the error on the missing samples that the denoiser D = x + σ² s leaves, measured samples put back.
+
+    The squared error of a frame counts by 1/(σ² + σ_c²): undivided, the few worst frames decide; divided by σ²
+    alone, those that have hardly any error, and that of noise. 1 for a score that knows nothing (s = 0).
+    """
+    missing = ~batch.mask
+    score_channels = score(batch.x.contiguous(memory_format=torch.channels_last), batch.sigma)
+    step = torch.view_as_complex(score_channels.permute(0, 2, 3, 1).contiguous().float())
+    denoised = batch.image + batch.sigma[:, None, None] ** 2 * step
+    left = torch.where(missing, fft2c(denoised - batch.truth), 0)
+    before = torch.where(missing, fft2c(batch.image - batch.truth), 0)
+
+    def size(kspace: Tensor) -> Tensor:
+        return (torch.view_as_real(kspace).square().sum(dim=(1, 2, 3)) / (batch.sigma**2 + SMALL_ERROR**2)).sum()
+
+    return size(left) / size(before)
 
 
 class ExponentialMovingAverage:
@@ -62,10 +85,16 @@ def make_optimizer(parameters: list[Tensor], optim) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=optim.lr, betas=(optim.beta1, 0.999), eps=optim.eps)
 
 
-def optimize(optimizer: torch.optim.Adam, parameters: list[Tensor], optim, step: int) -> float:
-    """One update after `backward`: linear warm-up of the rate, gradient clipping. Returns the gradient norm."""
+def optimize(optimizer: torch.optim.Adam, parameters: list[Tensor], optim, step: int, last_step: int) -> float:
+    """One update after `backward`: the rate of this step, gradient clipping. Returns the gradient norm.
+
+    The rate warms up linearly, then stays or, with `optim.schedule` cosine, falls to 0 at `last_step`.
+    """
+    rate = optim.lr * min((step + 1) / max(optim.warmup, 1), 1.0)
+    if optim.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
     for group in optimizer.param_groups:
-        group["lr"] = optim.lr * min((step + 1) / max(optim.warmup, 1), 1.0)
+        group["lr"] = rate
     norm = torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip)
     optimizer.step()
     return norm.item()

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 from ml_collections.config_flags import config_flags
 
 import run_lib
-from utils.errors import exit_on_input_error
+from utils.errors import exit_on_input_error, run_command
 
 FLAGS = flags.FLAGS
 
@@ -23,8 +23,6 @@ flags.DEFINE_boolean("overwrite", False, "Replace results of an earlier --mode=e
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]}")
     workdir = Path(FLAGS.workdir)
     if FLAGS.mode == "train":
         models = run_lib.MODELS if FLAGS.model == "both" else (FLAGS.model,)
@@ -36,4 +34,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_command(main)

@@ -1,9 +1,12 @@
 """The jobs behind the commands: train the priors, reconstruct a scan, evaluate a folder of scans."""
 
 import json
+import pickle
 import platform
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,18 +19,19 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from datasets import Acquisition, PseudoReferenceFrames, acquisitions, pseudo_reference_frames
-from losses import ExponentialMovingAverage, dsm_loss, make_optimizer, optimize
+from datasets import Acquisition, acquisition, scan_files
+from losses import ExponentialMovingAverage, make_optimizer, optimize
 from models import create_model
-from models.checkpoint import save_model
+from models.checkpoint import load_model, save_model
+from models.context import Context
+from models.ncsnpp import NCSNpp
 from mri.fourier import ifft2c
 from mri.interleave import pseudo_reference
 from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
-from mri.weighting import KspaceWeight, from_channels
-from sampling import Prior, Reconstruction, load_prior, optimization_unit_alone, reconstruct
-from sde_lib import VESDE
+from objectives import make_objective
+from sampling import Prior, Reconstruction, load_prior, optimization_unit_alone, reconstruct, with_periodicity
 from utils.errors import InputError
-from utils.files import atomic_folder, atomic_path, refuse_existing
+from utils.files import atomic_folder, atomic_path, refuse_existing, refuse_unwritable
 from utils.pictures import film, montage, xt_profile
 from utils.tables import markdown, write_csv, write_markdown
 
@@ -35,96 +39,142 @@ Tensor = torch.Tensor
 
 MODELS = ("global", "local")
 METRICS = ("method", *COLUMNS, "seconds")
-MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "optim", "seed")  # to resume a run
+MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "optim", "seed")  # to resume a run
 
 
 # ---------------------------------------------------------------------------------------------- training
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, ...]) -> None:
-    """Train GM and LM on pseudo-references of the configured scans; resume when `workdir` holds a run.
+    """Train GM and LM for the configured objective; resume when `workdir` holds a run.
 
     Writes `workdir/<model>/`: `model.safetensors` (EMA weights, all that a reconstruction needs),
     `checkpoints/checkpoint_<step>.pth`, `checkpoints-meta/checkpoint.pth` (to resume) and `tensorboard/`.
     """
-    scans = list(
-        tqdm(acquisitions(config, config.data.path, range(1, config.data.phantoms + 1)), desc="scans", unit="scan")
-    )
+    check_training(config)
+    refuse_unwritable(workdir)
     for name in models:
-        frames = pseudo_reference_frames(config, scans, name)
-        Training(config, workdir / name, name, frames).run()
+        Training(config, workdir / name, make_objective(config, workdir, name)).run()
+
+
+def check_training(config: ml_collections.ConfigDict) -> None:
+    """Raise `InputError` for a number that leaves nothing to train."""
+    least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
+             "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
+             "data.image_size": 32, "data.frames": 2, "data.phantoms": 0 if config.data.path else 1}
+    for field, smallest in least.items():
+        part, name = field.split(".")
+        if config[part][name] < smallest:
+            raise InputError(f"{field} must be at least {smallest}, not {config[part][name]}.")
+
+
+def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
+    """Give `network` the weights of a model of the same architecture, whose context may hold more images.
+
+    So LM can begin from GM.
+
+    Raises
+    ------
+    InputError
+        when the architectures differ in more than that.
+    """
+    other, metadata = load_model(path)
+    weights, own = other.state_dict(), network.state_dict()
+    theirs = ["frame", *Context.from_config(metadata["context"]).images] if "context" in metadata else ["frame"]
+    ours = ["frame", *(context.images if context else [])]
+    if set(weights) == set(own) and set(ours) <= set(theirs):
+        size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image
+        columns = torch.cat([size * theirs.index(name) + torch.arange(size) for name in ours])
+        for name, value in weights.items():
+            if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
+                weights[name] = value[:, columns]
+    if set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
+        raise InputError(f"training.init: {path} is a model of another architecture or context; give one that fits.")
+    network.load_state_dict(weights)
+
+
+class StopRequest:
+    """SIGTERM asks the training to write a checkpoint after the step at hand, and to end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+            signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
 
 
 class Training:
     """One model's training: its state, its steps, its files."""
 
-    def __init__(self, config: ml_collections.ConfigDict, folder: Path, name: str, frames: Tensor) -> None:
-        self.config, self.folder, self.name = config, folder, name
+    def __init__(self, config: ml_collections.ConfigDict, folder: Path, objective) -> None:
+        self.config, self.folder, self.objective, self.name = config, folder, objective, objective.name
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        weight = KspaceWeight.fit(frames, config.weight.power, config.weight.data_std)
-        self.data = PseudoReferenceFrames(frames, weight, config.training.max_gain, config.training.max_shift)
-        self.sde = VESDE(config.model.sigma_min, config.model.sigma_max, config.model.num_scales)
-        self.network = create_model(config).to(self.device, memory_format=torch.channels_last)
+        self.network = create_model(config, objective.context).to(self.device, memory_format=torch.channels_last)
+        if config.training.init:
+            start_from(self.network, objective.context, config.training.init)
+        self.score = torch.compile(self.network) if config.training.compile else self.network
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = ExponentialMovingAverage(self.parameters, config.model.ema_rate)
         self.optimizer = make_optimizer(self.parameters, config.optim)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = 0
+        self.step, self.mean_loss = 0, None
 
     def run(self) -> None:
         """Steps until `config.training.n_iters`, with logs and checkpoints on the way."""
         settings, resume_from = self.config.training, self.folder / "checkpoints-meta" / "checkpoint.pth"
         if resume_from.exists():
             self._resume(resume_from)
+        if self.step >= settings.n_iters:
+            print(f"{self.folder} is at step {self.step} already; raise training.n_iters to go on")
+            return
+        stop = StopRequest()
         writer = SummaryWriter(self.folder / "tensorboard")
         bar = tqdm(total=settings.n_iters, initial=self.step, desc=f"train {self.name}", unit="step")
-        mean_loss, since = None, (time.perf_counter(), self.step)
+        since = (time.perf_counter(), self.step)
         while self.step < settings.n_iters:
             loss, norm = self._train_step()
             self.step += 1
-            mean_loss = loss if mean_loss is None else 0.98 * mean_loss + 0.02 * loss
+            self.mean_loss = loss if self.mean_loss is None else 0.99 * self.mean_loss + 0.01 * loss
             bar.update()
             if self.step % settings.log_freq == 0:
                 rate = (self.step - since[1]) * settings.batch_size / (time.perf_counter() - since[0])
                 since = (time.perf_counter(), self.step)
-                bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{rate:.1f}")
+                bar.set_postfix(loss=f"{self.mean_loss:.4f}", images_per_s=f"{rate:.1f}")
                 writer.add_scalar("loss", loss, self.step)
                 writer.add_scalar("gradient_norm", norm, self.step)
                 writer.add_scalar("images_per_s", rate, self.step)
             if self.step % settings.image_freq == 0:
-                writer.add_image("clean, noisy, denoised", self._denoised_example(), self.step)
-            last = self.step == settings.n_iters
+                writer.add_image(*self.objective.example(self.network, self.device), self.step)
+            last = self.step == settings.n_iters or stop.asked
             if self.step % settings.snapshot_freq_for_preemption == 0 or last:
                 self._save(resume_from)
             if self.step % settings.snapshot_freq == 0 or last:
                 self._save(self.folder / "checkpoints" / f"checkpoint_{self.step}.pth")
+                self._prune()
+            if stop.asked:
+                sys.exit(143)
         bar.close()
         writer.close()
+        print(f"wrote {self.folder / 'model.safetensors'}")
+
+    def _prune(self) -> None:
+        """Remove all but the newest kept checkpoints: one of the published network takes 1 GB."""
+        kept = sorted((self.folder / "checkpoints").glob("checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
+        for path in kept[: -self.config.training.keep_snapshots]:
+            path.unlink()
 
     def _train_step(self) -> tuple[float, float]:
-        x = self.data.batch(self.config.training.batch_size, self.generator).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = dsm_loss(self.network, x.contiguous(memory_format=torch.channels_last), self.sde, self.generator)
+        loss = self.objective.loss(self.score, self.generator, self.device)
         loss.backward()
-        norm = optimize(self.optimizer, self.parameters, self.config.optim, self.step)
+        settings = self.config.training
+        norm = optimize(self.optimizer, self.parameters, self.config.optim, self.step, settings.n_iters)
         self.ema.update(self.parameters)
         if not np.isfinite(loss.item()):
             raise InputError(f"the loss of {self.name} is not finite at step {self.step}; lower optim.lr.")
         return loss.item(), norm
-
-    @torch.no_grad()
-    def _denoised_example(self) -> Tensor:
-        """A frame's image clean, with noise, and denoised by D = x + σ² s, at three noise levels: `(1, H, W)`."""
-        generator = torch.Generator().manual_seed(0)
-        x = self.data.batch(1, generator).to(self.device)
-        rows = []
-        for factor in (0.1, 0.3, 1.0):
-            sigma = factor * self.data.weight.data_std
-            noisy = x + sigma * torch.randn(x.shape, generator=generator).to(x)
-            denoised = noisy + sigma**2 * self.network(noisy, torch.full((1,), sigma, device=x.device))
-            stages = [ifft2c(self.data.weight.inverse(from_channels(s)))[0].abs() for s in (x, noisy, denoised)]
-            rows.append(torch.cat([s / stages[0].max() for s in stages], dim=1))
-        return torch.cat(rows)[None].clamp(0, 1).cpu()
 
     def _save(self, path: Path) -> None:
         """The state to resume from, and the EMA weights as `model.safetensors`."""
@@ -133,26 +183,34 @@ class Training:
             "model": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "step": self.step,
+            "mean_loss": self.mean_loss,
             "generator": self.generator.get_state(),
             "config": self.config.to_json(),
         }
         with atomic_path(path) as temporary:
             torch.save(state, temporary)
-        averaged = create_model(self.config)
+        averaged = create_model(self.config, self.objective.context)
         averaged.load_state_dict(self.network.state_dict())
         self.ema.copy_to([p for p in averaged.parameters() if p.requires_grad])
         save_model(
             averaged,
             self.folder / "model.safetensors",
-            weight=self.data.weight.to_dict(),
+            **self.objective.metadata(),
             prior=self.name,
             step=self.step,
+            loss=self.mean_loss,
             command=command_line(),
             training_config=json.loads(self.config.to_json()),
         )
 
     def _resume(self, path: Path) -> None:
-        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
+            raise InputError(
+                f"{path} is truncated or no checkpoint of this training; put the newest file of "
+                f"{self.folder / 'checkpoints'} in its place, or remove it to begin again."
+            ) from None
         then, now = json.loads(state["config"]), json.loads(self.config.to_json())
         for part in MUST_MATCH:
             if then[part] != now[part]:
@@ -165,7 +223,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.generator.set_state(state["generator"].cpu())
-        self.step = state["step"]
+        self.step, self.mean_loss = state["step"], state["mean_loss"]
         print(f"resuming {path} at step {self.step}")
 
 
@@ -178,7 +236,7 @@ def compare_methods(
     scan: Acquisition, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float], Reconstruction]:
     """Images and seconds of every row of the table, and the reconstruction itself. Sees no reference."""
-    periodic = config.data.periodic
+    periodic = with_periodicity(config, scan.kspace, scan.mask).data.periodic
     device = "cuda" if torch.cuda.is_available() else "cpu"
     final: list[Reconstruction] = []
 
@@ -278,10 +336,10 @@ def write_pictures(out: Path, images: dict[str, Tensor], reference: Tensor | Non
 def report(out: Path, rows: list[dict]) -> str:
     """What a command says at its end: the table, and where the files are."""
     table = markdown(rows, METRICS) + "\n\n" if rows else ""
-    names = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
+    files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
     if rows:
-        names.insert(0, "metrics.csv")
-    return table + "\n".join(str(out / name) for name in names)
+        files = ["metrics.csv", "metrics_common_scale.csv", *files]
+    return table + "\n".join(str(out / name) for name in files)
 
 
 # -------------------------------------------------------------------------------------------- evaluation
@@ -297,18 +355,28 @@ def evaluate_folder(
         config.eval[f"checkpoint_{name}"] or workdir / name / "model.safetensors" for name in MODELS
     ]
     priors = load_priors(config, *checkpoints)
-    rows = []
-    for scan in acquisitions(config, config.eval.path, range(1)):
-        print(scan)
-        _, scored = reconstruct_scan(scan, config, priors, out / scan.name, config.seed, scan.reference)
+    refuse_unwritable(out)
+    rows, failures = [], []
+    sources = scan_files(config.eval.path) if config.eval.path else [0]
+    for source in sources:
+        try:
+            scan = acquisition(config, source)
+            print(scan)
+            _, scored = reconstruct_scan(scan, config, priors, out / scan.name, config.seed, scan.reference)
+        except InputError as error:
+            failures.append(str(error))
+            print(f"left out: {error}", file=sys.stderr)
+            continue
         rows += [{"scan": scan.name, **row} for row in scored]
     if rows:
         columns = ("scan", *METRICS)
         write_csv(out / "metrics.csv", rows, columns)
         write_markdown(out / "metrics.md", rows, columns)
         print(markdown(rows, columns) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")
-    else:
+    elif len(failures) < len(sources):
         print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
+    if failures:
+        raise InputError(f"{len(failures)} of {len(sources)} scans left out: " + " | ".join(failures))
     return rows
 
 

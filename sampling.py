@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from configs.ve.cpu_demo import get_config
 from models.checkpoint import load_model
+from models.context import Context
 from models.convert import load_published
 from models.ncsnpp import NCSNpp
 from mri.consistency import data_consistency, data_residual, scan_scale
 from mri.fourier import fft2c, ifft2c
 from mri.holdout import hide
-from mri.interleave import pseudo_reference
+from mri.interleave import looks_periodic, pseudo_reference
 from mri.locally_low_rank import LocallyLowRank, fista_locally_low_rank
 from mri.lowrank import HankelLowRank
 from mri.masks import acs_rows, is_lines
@@ -29,45 +30,79 @@ from utils.errors import InputError
 
 Tensor = torch.Tensor
 
-SHIPPED = {name: Path(__file__).parent / "checkpoints" / f"{name}.safetensors" for name in ("global", "local")}
+MODELS = ("global", "local")
 
 
-def few_step_cascade(kspace, dc, optimization_unit, priors, trust, sampling, generator, log):
-    """Deterministic denoising from the noise level at which the scan itself says that the priors help.
+def shipped(name: str, sampler: str) -> Path:
+    """The shipped checkpoint of GM or LM (`name`): with context for `cascade`, the paper's kind for `published`."""
+    folder = Path(__file__).parent / "checkpoints"
+    return (folder / "dsm" if sampler == "published" else folder) / f"{name}.safetensors"
+
+
+def few_step_cascade(kspace, dc, optimization_unit, denoise, steps, churn, generator, log):
+    """A few deterministic steps from the OU's result, at the noise level of its error.
 
     Song et al. 2021 (DDIM) / Karras et al. 2022, Algorithm 1 without its second-order correction, in their
-    symbols: D denoiser, σ_i noise levels, S_churn fresh noise, d = (x − D(x; σ_i)) / σ_i, x ← x + (σ_{i+1} − σ_i) d.
-    The levels fall evenly from σ_0 to (1 − α) σ_0: when D hardly changes, the whole cascade moves x by α (D − x).
+    symbols: D denoiser, σ noise level, x ← x + a (D(x; σ) − x), where a = 1 − σ_next/σ.
     GM takes the early levels, LM the late ones.
 
     Parameters
     ----------
     kspace
-        complex `(frames, height, width)` of unit scale: the start, the OU's result.
+        complex `(frames, height, width)` of unit scale: the start.
     dc
         puts the measured samples back: `dc(kspace, σ / w)`.
-    trust
-        σ_0 and α, see `find_trust`; σ_0 = 0 leaves the start as it is.
+    denoise
+        `denoise(prior, x, σ)`, with x in the weighted k-space of the prior.
+    steps
+        the `Step`s, see `schedule`; none leaves the start as it is.
+    churn
+        fresh noise per step, in units of its σ.
     """
-    sigmas = [trust.sigma * (1 - trust.alpha * i / sampling.steps) for i in range(sampling.steps + 1)]
-    for i in range(sampling.steps if trust.sigma > 0 else 0):
-        sigma, sigma_next = sigmas[i], sigmas[i + 1]
-        prior = priors[i * len(priors) // sampling.steps]
-        x = to_channels(prior.weight(kspace))
-        noise = sampling.churn * sigma
-        x = x + noise * torch.randn(x.shape, generator=generator).to(x)
-        sigma_hat = math.hypot(sigma, noise)
-        d = (x - prior.denoise(x, sigma_hat)) / sigma_hat
-        x = x + (sigma_next - sigma_hat) * d
-        kspace = prior.weight.inverse(from_channels(x))
+    for step in steps:
+        x = step.prior.weight(kspace)
+        noise = churn * step.sigma
+        x = x + noise * from_channels(torch.randn(to_channels(x).shape, generator=generator)).to(x)
+        x = x + step.share * (denoise(step.prior, x, math.hypot(step.sigma, noise)) - x)
+        kspace = step.prior.weight.inverse(x)
         residual = log.residual(kspace)
-        prior_std = sigma / prior.weight.on(kspace)
+        prior_std = step.sigma / step.prior.weight.on(kspace)
         kspace = dc(kspace, prior_std)
-        if optimization_unit.follows(i + 1 == sampling.steps):
+        if optimization_unit.follows(step is steps[-1]):
             # weaker as σ falls: at full strength it would undo what the priors add
-            kspace = dc(fft2c(optimization_unit(ifft2c(kspace), sigma / trust.sigma)), prior_std)
-        log.step(sigma=sigma, residual=residual)
+            kspace = dc(fft2c(optimization_unit(ifft2c(kspace), step.sigma / steps[0].sigma)), prior_std)
+        log.step(sigma=step.sigma, residual=residual)
     return kspace
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the few-step cascade."""
+
+    prior: "Prior"
+    sigma: float  # noise level that the denoiser is told
+    share: float  # a, how far to follow it
+
+
+def schedule(trust: "Trust", priors: list["Prior"], steps: int) -> list[Step]:
+    """The steps from σ_0, for priors in the order of the cascade.
+
+    Priors without context: the levels fall evenly from σ_0 to (1 − α) σ_0, so that a denoiser that hardly
+    changes moves x by α (D − x) in all. Priors with context know what an OU leaves wrong, so each is followed
+    by α, once, and leaves `remaining` (measured in its training) of the error to the next.
+    """
+    if trust.sigma == 0:
+        return []
+    if all(prior.context is not None for prior in priors):
+        found, sigma = [], trust.sigma
+        for prior in priors:
+            found.append(Step(prior, sigma, trust.alpha))
+            sigma *= 1 - trust.alpha * (1 - prior.remaining)
+        return found
+    sigmas = [trust.sigma * (1 - trust.alpha * i / steps) for i in range(steps + 1)]
+    return [
+        Step(priors[i * len(priors) // steps], sigmas[i], 1 - sigmas[i + 1] / sigmas[i]) for i in range(steps)
+    ]
 
 
 def published_cascade(kspace, dc, optimization_unit, priors, sde, sampling, generator, log):
@@ -117,25 +152,40 @@ SMALLEST_ACS = 2  # lines; one to hide, one to keep
 
 @dataclass(frozen=True)
 class Prior:
-    """A score network and the weighted k-space it was trained on."""
+    """A score network, and how it sees a scan: weighted k-space (published), or images with context."""
 
     network: NCSNpp
     weight: KspaceWeight
     path: str
     batch_size: int = 16  # frames per network pass
+    context: Context | None = None  # None: k-space, frame by frame
+    remaining: float = 0.0  # with context: share of the error that it left in training
 
-    def denoise(self, x: Tensor, sigma: float) -> Tensor:
-        """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie); shapes as `score`."""
-        return x + sigma**2 * self.score(x, max(sigma, self.network.config["sigma_min"]))
+    def denoise(self, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
+        """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie), of a whole scan.
+
+        Parameters
+        ----------
+        kspace
+            weighted k-space, complex `(frames, height, width)`.
+        mask, periodic
+            for the context, see `models.context.Context`.
+        """
+        level = max(sigma, self.network.config["sigma_min"])
+        if self.context is None:
+            return kspace + sigma**2 * from_channels(self.score(to_channels(kspace), level))
+        image = ifft2c(kspace)
+        score = self.score(torch.cat([to_channels(image), self.context(image, mask, level, periodic)], dim=1), level)
+        return kspace + sigma**2 * fft2c(from_channels(score))
 
     @torch.no_grad()
     def score(self, x: Tensor, sigma: float) -> Tensor:
-        """∇ log p_σ(x) of weighted frames, real `(frames, 2, height, width)`.
+        """∇ log p_σ of frames: real `(frames, 2, height, width)`, of x the same and its context channels.
 
-        Sizes that the network cannot halve often enough are mirrored at the edge of k-space for the pass.
+        Sizes that the network cannot halve often enough are mirrored at the edge for the pass.
         """
         height, width = x.shape[-2:]
-        divisor = 2 ** (len(self.network.config["ch_mult"]) - 1)
+        divisor = self.network.divisor
         bottom, right = -height % divisor, -width % divisor
         padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
         scores = [
@@ -154,11 +204,12 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
         when the file is missing, truncated, or of another architecture.
     """
     if Path(path).suffix == ".pth":
-        network, weight = load_published(path), KspaceWeight.published()
+        network, weight, context = load_published(path), KspaceWeight.published(), None
     elif Path(path).suffix == ".safetensors":
         network, metadata = load_model(path)
         try:
             weight = KspaceWeight(**metadata["weight"])
+            context = Context.from_config(metadata["context"]) if "context" in metadata else None
         except (KeyError, TypeError):
             raise InputError(
                 f"{path} has no k-space weight; use a checkpoint that main.py --mode=train wrote."
@@ -171,7 +222,8 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
             "use a checkpoint of this project or a published one."
         )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Prior(network, weight, str(path), batch_size)
+    remaining = metadata.get("loss", 1.0) ** 0.5 if context is not None else 0.0
+    return Prior(network, weight, str(path), batch_size, context, remaining)
 
 
 class OptimizationUnit:
@@ -238,8 +290,18 @@ def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0)
     """Image `(frames, height, width)` by the OU of `config` without any network; arguments as `reconstruct`."""
     scale = scan_scale(kspace, mask)
     measured = torch.where(mask, kspace, 0) / scale
+    config = with_periodicity(config, measured, mask)
     config = with_noise_floor(config, measured, mask, seed)
     return ifft2c(OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)) * scale
+
+
+def with_periodicity(config, measured: Tensor, mask: Tensor):
+    """The configuration with `data.periodic`, where it is left open (None), found in the data."""
+    if config.data.periodic is not None:
+        return config
+    found = config.copy_and_resolve_references()
+    found.data.periodic = looks_periodic(measured, mask)
+    return found
 
 
 def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
@@ -250,6 +312,7 @@ def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     """
     if config.ou.noise_floor > 0 or OptimizationUnit(config).llr is None:
         return config
+    config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
     known = torch.where(kept, measured, 0)
@@ -287,9 +350,11 @@ def find_trust(
 ) -> Trust:
     """Choose σ_0 and α from the scan: hide samples, reconstruct without them, predict them.
 
-    At every level of `sampling.trust_levels` the mean denoiser of the priors proposes a change D − x of the
-    OU's result x; α is its least-squares fit to the error on the hidden samples. The level that explains
-    most of that error wins, if it explains `sampling.trust_margin` of it. Costs one pass per level and prior.
+    At every level tried, a denoiser proposes a change D − x of the OU's result x; α is its least-squares fit to
+    the error on the hidden samples, errors weighted by their distance to DC. The level that explains most of that
+    error wins, if it explains `sampling.trust_margin` of it. Priors without context: the levels are
+    `sampling.trust_levels`, the proposal is their mean. Priors with context: the levels are `sampling.error_levels`
+    times the error that the hidden samples tell of, and the first prior proposes.
 
     Parameters
     ----------
@@ -298,34 +363,54 @@ def find_trust(
     bar
         progress bar to move on by one per level.
     """
+    config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
         return Trust(0.0, 0.0, 0.0, 0.0)
-    known = torch.where(kept, measured, 0)
-    start = cascade_start(known, kept, config, seed)
-    weight, data_std = priors[-1].weight, priors[-1].weight.data_std
+    start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
+    with_context = all(prior.context is not None for prior in priors)
+    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0) if with_context else priors[-1].weight
     error = weight(measured - start)[hidden]
     before = error.norm().item()
     best = Trust(0.0, 0.0, before, before)
-    for factor in config.sampling.trust_levels:
-        sigma = factor * data_std
-        proposal = torch.stack([_proposed_change(prior, start, sigma) for prior in priors]).mean(dim=0)
+    if with_context:
+        level, factors = missing_error(measured - start, hidden, mask), config.sampling.error_levels
+    else:
+        level, factors = priors[-1].weight.data_std, config.sampling.trust_levels
+    for factor in factors:
+        asked = priors[:1] if with_context else priors
+        proposal = torch.stack([
+            _proposed_change(prior, start, factor * level, kept, config.data.periodic) for prior in asked
+        ]).mean(dim=0)
         change = weight(proposal)[hidden]
         alpha = (torch.vdot(change, error).real / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
         after = (error - alpha * change).norm().item()
         # a gain smaller than the margin is chance, or lies in how hidden samples differ from missing ones
         if after < min(best.error_after, (1 - config.sampling.trust_margin) * before):
-            best = Trust(sigma, alpha.item(), before, after)
+            best = Trust(factor * level, alpha.item(), before, after)
         if bar is not None:
-            bar.set_postfix(hidden_error=f"{best.error_after / before:.4f}", sigma=f"{sigma:.3g}", alpha=f"{alpha:.2f}")
+            told = {"hidden_error": best.error_after / max(before, 1e-30), "sigma": best.sigma, "alpha": best.alpha}
+            bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
             bar.update()
     return best
 
 
-def _proposed_change(prior: Prior, kspace: Tensor, sigma: float) -> Tensor:
+def missing_error(error: Tensor, hidden: Tensor, mask: Tensor) -> float:
+    """Standard deviation per real channel and pixel of the image error in the missing samples.
+
+    Estimated from the error on the hidden ones, whose mean square is taken to fall as 1/r² with the distance r to
+    DC, as that of the signal itself does.
+    """
+    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
+    level = weight(error)[hidden].abs().square().mean()
+    falling = weight.on(error).expand(error.shape)[~mask].square().reciprocal().sum()
+    return (level * falling / (2 * error.numel())).sqrt().item()
+
+
+def _proposed_change(prior: Prior, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
     """D − x of one prior, as k-space."""
-    x = to_channels(prior.weight(kspace))
-    return prior.weight.inverse(from_channels(prior.denoise(x, sigma) - x))
+    x = prior.weight(kspace)
+    return prior.weight.inverse(prior.denoise(x, sigma, mask, periodic) - x)
 
 
 @dataclass
@@ -389,7 +474,7 @@ def reconstruct(
     sampling = config.sampling
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
-    priors = [models[name] or load_prior(SHIPPED[name], device) for name in sampling.order]
+    priors = [models[name] or load_prior(shipped(name, sampling.sampler), device) for name in sampling.order]
     check_noise_levels(sampling, priors)
     scale = scan_scale(kspace, mask)
     measured = (torch.where(mask, kspace, 0) / scale).to(device)
@@ -399,13 +484,14 @@ def reconstruct(
         return data_consistency(k, measured, mask, sampling.noise_std, prior_std)
 
     generator = torch.Generator().manual_seed(seed)
+    config = with_periodicity(config, measured, mask)
     config = with_noise_floor(config, measured, mask, seed)
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
-    levels = len(sampling.trust_levels)
-    steps = levels + sampling.steps if sampling.sampler == "cascade" else sampling.iterations
-    with tqdm(total=steps, desc=f"GLDM ({sampling.sampler})") as bar:
+    with_context = all(prior.context is not None for prior in priors)
+    tried = len(sampling.error_levels) if with_context else len(sampling.trust_levels) * len(priors)
+    with tqdm(total=sampling.iterations, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
         if sampling.sampler == "published":
             start = measured
@@ -418,8 +504,14 @@ def reconstruct(
             start = cascade_start(measured, mask, config, seed)
             trust = find_trust(measured, mask, priors, config, seed, bar)
             settings["trust"] = asdict(trust)
-            result = few_step_cascade(start, dc, unit, priors, trust, sampling, generator, log)
-            passes = len(log.steps) + levels * len(priors)
+            taken = schedule(trust, priors, sampling.steps)
+            bar.total = bar.n + len(taken)
+
+            def denoise(prior: Prior, x: Tensor, sigma: float) -> Tensor:
+                return prior.denoise(x, sigma, mask, config.data.periodic)
+
+            result = few_step_cascade(start, dc, unit, denoise, taken, sampling.churn, generator, log)
+            passes = len(log.steps) + tried
     settings["passes_per_frame"] = passes
     return Reconstruction((ifft2c(result) * scale).cpu(), log.steps, settings)
 
@@ -431,7 +523,7 @@ def check_settings(config, mask: Tensor) -> None:
     for name, known in {"sampler": SAMPLERS, "start": ("zero_filled", "pseudo_reference")}.items():
         if sampling[name] not in known:
             raise InputError(f"sampling.{name} '{sampling[name]}' is unknown; choose {' or '.join(known)}.")
-    if not sampling.order or not set(sampling.order) <= set(SHIPPED):
+    if not sampling.order or not set(sampling.order) <= set(MODELS):
         raise InputError(f"sampling.order {tuple(sampling.order)} must name global, local or both.")
     if not 1 <= sampling.iterations <= sampling.num_scales:
         raise InputError(
@@ -451,11 +543,19 @@ def check_settings(config, mask: Tensor) -> None:
 def check_noise_levels(sampling, priors: list[Prior]) -> None:
     """Raise `InputError` when the sampler would ask a checkpoint for noise levels it was not trained for."""
     for prior in priors:
+        if prior.context is not None and sampling.sampler == "published":
+            raise InputError(
+                f"{prior.path} sees images with their neighbours; the published sampler needs a model of weighted "
+                "k-space (training.objective=dsm): use --sampler cascade."
+            )
+        if prior.context is not None:
+            continue
         if sampling.sampler == "published":
             low, high, fields = sampling.sigma_min, sampling.sigma_max, "sampling.sigma_min and sampling.sigma_max"
         else:
             levels = [factor * prior.weight.data_std for factor in sampling.trust_levels]
-            low, high, fields = min(levels), max(levels), "sampling.trust_levels (units of data_std)"
+            low, high = min(levels), max(levels)
+            fields = "--sampler published, or sampling.trust_levels (units of data_std)"
         known_low, known_high = prior.network.config["sigma_min"], prior.network.config["sigma_max"]
         if low < known_low * (1 - 1e-6) or high > known_high * (1 + 1e-6):
             raise InputError(

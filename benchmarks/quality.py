@@ -21,7 +21,7 @@ from benchmarks.panel import panel
 from benchmarks.scores import SCORES, over_seeds, timed, write_record
 from datasets import Acquisition
 from mri.metrics import evaluate, moving_row
-from sampling import Prior, optimization_unit_alone, reconstruct
+from sampling import MODELS, Prior, load_prior, optimization_unit_alone, reconstruct, shipped, with_periodicity
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 from utils.tables import markdown, write_csv
@@ -42,20 +42,45 @@ class Method:
 
 def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None]) -> dict[str, Method]:
     """Name → method, in the order of the table."""
-    periodic = config.data.periodic
+
+    def in_time(function: Callable) -> Callable:
+        """`function` with the setting `data.periodic`, or what the scan at hand tells of it."""
+
+        def run(kspace: Tensor, mask: Tensor, *strength: float) -> Tensor:
+            periodic = with_periodicity(config, kspace, mask).data.periodic
+            return function(kspace, mask, *strength, periodic=periodic)
+
+        return run
+
     return {
         "zero_filled": plain(zero_filled),
-        "nearest_merge": plain(partial(nearest_merge, periodic=periodic)),
+        "nearest_merge": plain(in_time(nearest_merge)),
         "ou_only": Method(lambda k, mask, seed, _: (optimization_unit_alone(k, mask, config, seed), 0)),
-        "l_plus_s": swept(partial(l_plus_s.l_plus_s, periodic=periodic), l_plus_s.STRENGTHS),
-        "llr": swept(partial(llr.llr, periodic=periodic), llr.STRENGTHS),
-        "temporal_tv": swept(partial(temporal_tv.temporal_tv, periodic=periodic), temporal_tv.STRENGTHS),
+        "l_plus_s": swept(in_time(l_plus_s.l_plus_s), l_plus_s.STRENGTHS),
+        "llr": swept(in_time(llr.llr), llr.STRENGTHS),
+        "temporal_tv": swept(in_time(temporal_tv.temporal_tv), temporal_tv.STRENGTHS),
         "bart_llr": swept(bart.bart_llr, bart.LLR_STRENGTHS),
         "bart_tv": swept(bart.bart_tv, bart.TV_STRENGTHS),
         # the published sampler starts from zero-filled k-space
-        "gldm_published": ours(config, models, sampler="published", start="zero_filled"),
-        "gldm_cascade": ours(config, models, sampler="cascade"),
+        "gldm_published": ours(config, published_kind(models), sampler="published", start="zero_filled"),
+        "gldm_cascade": ours(config, published_kind(models), sampler="cascade"),
+        "gldm_synthetic": ours(config, context_kind(models), sampler="cascade"),
     }
+
+
+Priors = tuple[Prior | None, Prior | None]
+
+
+def published_kind(models: Priors) -> Priors:
+    """The models that were given if they are of the published kind (k-space, no context), else the shipped ones."""
+    if all(model is not None and model.context is None for model in models):
+        return models
+    return tuple(load_prior(shipped(name, "published")) for name in MODELS)
+
+
+def context_kind(models: Priors) -> Priors:
+    """The models that were given if they see context, else None for the shipped ones."""
+    return models if all(model is not None and model.context is not None for model in models) else (None, None)
 
 
 def plain(function: Callable[[Tensor, Tensor], Tensor]) -> Method:

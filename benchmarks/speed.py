@@ -27,7 +27,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
 from mri.lowrank import HankelLowRank, published_rank
 from mri.weighting import to_channels
-from sampling import SAMPLERS, SHIPPED, load_prior, reconstruct
+from sampling import SAMPLERS, shipped, load_prior, reconstruct
 from utils.errors import InputError, exit_on_input_error
 from utils.files import refuse_existing
 from utils.tables import markdown, write_csv, write_markdown
@@ -148,7 +148,7 @@ def ou_rows(size: int, frames: int, window: int, rank: int, max_published_elemen
 
 def network_row(size: int, frames: int) -> dict:
     """One pass of the shipped GM over all frames."""
-    prior = load_prior(SHIPPED["global"])
+    prior = load_prior(shipped("global", "published"))
     x = to_channels(prior.weight(fft2c(merged_images(size, frames))))
     one_pass = partial(prior.score, x, prior.weight.data_std)
     peak, seconds = peak_mib(one_pass), seconds_of(one_pass, 3)

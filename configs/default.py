@@ -23,10 +23,11 @@ def get_default_configs() -> ml_collections.ConfigDict:
     data.frames = 16              # frames; embedded phantoms are made with this number
     data.num_channels = 2         # real and imaginary part
     data.centered = True          # False: the network maps its input x to 2x − 1, as the published one does
-    data.periodic = False         # whether the last frame is a neighbour of the first
+    data.periodic = placeholder(bool)       # whether the last frame is a neighbour of the first; None: found
 
     config.mask = mask = ml_collections.ConfigDict()
     mask.path = ""                # mask file; empty: generated
+    mask.key = ""                 # variable in the mask file; empty: found
     mask.pattern = "uniform"      # uniform | random | lattice | radial
     mask.acceleration = 4.0       # R, before the ACS
     mask.acs = 8                  # fully sampled central lines
@@ -64,18 +65,40 @@ def get_default_configs() -> ml_collections.ConfigDict:
     model.init_scale = 0.0
     model.ema_rate = 0.999
 
+    model.patch = 1               # pixels that the network takes as one, per side
+
+    # of the objectives synthetic and measured: images that a network sees beside the frame it denoises
+    config.context = context = ml_collections.ConfigDict()
+    for name, offsets, mean in (("global", (-4, -2, -1, 1, 2, 4), True), ("local", (-2, -1, 1, 2), False)):
+        context[name] = images = ml_collections.ConfigDict()
+        images.offsets = offsets  # neighbouring frames
+        images.mean = mean        # temporal mean of the scan
+        images.merge = True       # the frame with its missing samples from the nearest frames that have them
+        images.own = True         # image of the frame's own samples
+        images.near = True        # image of the samples that only a neighbour in time has
+
     config.training = training = ml_collections.ConfigDict()
+    training.objective = "dsm"    # dsm: published, from pseudo-references; synthetic: from moving scenes
     training.batch_size = 4
     training.n_iters = 2_000_001
     training.log_freq = 50        # steps between TensorBoard scalars
     training.image_freq = 5000    # steps between TensorBoard images (denoised samples)
     training.snapshot_freq = 10000          # steps between checkpoints that are kept
+    training.keep_snapshots = 5   # of those, the newest that stay
     training.snapshot_freq_for_preemption = 1000   # steps between saves of the checkpoint to resume from
     training.max_gain = 1.25      # augmentation: image gain between 1/max_gain and max_gain
     training.max_shift = 8        # augmentation: circular image shift, pixels
 
+    training.compile = False      # torch.compile the training step (needs a C++ compiler on a CPU)
+    training.init = ""            # model.safetensors to begin from, for GM and LM alike; empty: at random
+    training.scenes = 2000        # synthetic: scenes that are drawn
+    training.scene_frames = 2     # synthetic: frames of one scene in a batch
+    training.sigma_jitter = 0.25  # synthetic: standard deviation of log σ as the network is told it
+    training.noisy_share = 0.25   # synthetic: share of scenes with Gaussian noise in place of part of the error
+
     config.optim = optim = ml_collections.ConfigDict()
     optim.lr = 2e-4
+    optim.schedule = "constant"   # after the warm-up; cosine: falls to 0 at training.n_iters
     optim.beta1 = 0.9
     optim.eps = 1e-8
     optim.warmup = 5000           # steps
@@ -88,6 +111,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.steps = 6            # cascade: noise levels, one network pass each
     sampling.churn = 0.0          # cascade: fresh noise per step, in units of its σ; 0: deterministic
     sampling.trust_levels = (0.02, 0.05, 0.1, 0.2, 0.4)    # cascade: first noise levels tried, in units of data_std
+    sampling.error_levels = (0.5, 1.0)      # cascade, priors with context: likewise, in units of the estimated error
     sampling.trust_margin = 0.005 # cascade: share of the error on hidden samples that the priors must explain
     sampling.sigma_max = 4.0      # published: first noise level
     sampling.sigma_min = 0.01     # published: last noise level, reached only when iterations = num_scales

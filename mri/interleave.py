@@ -10,6 +10,7 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 WINDOWS = ("global", "local", "nearest")
+SHARED_SAMPLES = 32  # fewer of two frames do not tell whether they resemble each other
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def pseudo_reference(
         filled = torch.where(known, filled, mean)
         known = known | seen
     by_window = known.double().mean().item()
-    filled, known = _fill_nearest(filled, known, measured, mask, periodic)
+    filled, known = fill_nearest(filled, known, measured, mask, periodic)
     by_time = known.double().mean().item()
     if by_time < 1:
         filled = complete(filled, known)
@@ -90,6 +91,35 @@ def temporal_mean(kspace: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, kspace, 0).sum(dim=0) / count.clamp(min=1)
 
 
+def looks_periodic(kspace: Tensor, mask: Tensor) -> bool:
+    """Whether the last frame is followed by the first as the other frames are by the next.
+
+    True when the samples that the last and the first frame share differ no more than those of the pair of
+    neighbours that differs most. Differences count by their distance to DC (edges move, brightness drifts). Without
+    enough shared samples to tell: False.
+
+    Parameters
+    ----------
+    kspace
+        complex `(frames, height, width)`.
+    mask
+        boolean, same shape.
+    """
+    frames, height, width = kspace.shape
+    if frames < 5:
+        return False
+    ky = torch.arange(height, device=kspace.device) - height // 2
+    kx = torch.arange(width, device=kspace.device) - width // 2
+    radius = torch.hypot(ky[:, None].float(), kx[None, :].float())
+    following = torch.roll(kspace, -1, dims=0)
+    shared = mask & torch.roll(mask, -1, dims=0)
+    count = shared.sum(dim=(1, 2))
+    if count.min() < SHARED_SAMPLES:
+        return False
+    power = torch.where(shared, (radius * (following - kspace)).abs().square(), 0).sum(dim=(1, 2)) / count
+    return bool(power[-1] <= power[:-1].max())
+
+
 def _group_mean(measured: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Mean over the measuring frames of each group of `size` frames, and where there is one."""
     mean, seen = torch.zeros_like(measured), torch.zeros_like(mask)
@@ -100,23 +130,27 @@ def _group_mean(measured: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tens
     return mean, seen
 
 
-def _fill_nearest(
-    filled: Tensor, known: Tensor, measured: Tensor, mask: Tensor, periodic: bool
+def fill_nearest(
+    filled: Tensor, known: Tensor, measured: Tensor, mask: Tensor, periodic: bool, frames: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Fill unknown locations from the measuring frames at the smallest distance in time, ties averaged."""
-    frames = measured.shape[0]
-    for distance in range(1, frames // 2 + 1 if periodic else frames):
-        total, count = torch.zeros_like(measured), torch.zeros_like(measured.real)
-        for step in {distance, -distance}:
-            source = torch.arange(frames) + step
-            valid = ((source >= 0) & (source < frames)) | periodic
-            source = source % frames
-            seen = mask[source] & valid[:, None, None].to(mask.device)
-            total += torch.where(seen, measured[source], 0)
-            count += seen
-        new = ~known & (count > 0)
-        filled = torch.where(new, total / count.clamp(min=1), filled)
-        known = known | new
+    """Fill unknown locations from the measuring frames at the smallest distance in time, ties averaged.
+
+    `filled` and `known` are of the scan, or of its `frames` alone. Returns both, where nobody measured unchanged.
+    """
+    count = measured.shape[0]
+    frames = torch.arange(count, device=measured.device) if frames is None else frames
+    for distance in range(1, count // 2 + 1 if periodic else count):
         if known.all():
             break
+        total, seen_by = torch.zeros_like(filled), torch.zeros_like(filled.real)
+        for step in {distance, -distance}:
+            source = frames + step
+            valid = ((source >= 0) & (source < count)) | periodic
+            source = source % count
+            seen = mask[source] & valid[:, None, None]
+            total += torch.where(seen, measured[source], 0)
+            seen_by += seen
+        new = ~known & (seen_by > 0)
+        filled = torch.where(new, total / seen_by.clamp(min=1), filled)
+        known = known | new
     return filled, known

@@ -103,7 +103,7 @@ def load_scan(
         f"{path} ({format_name}): variable '{key}', {stored.dtype} {stored.shape}, is {in_words}"
         f"{_how_kind_is_known(key, asked, array)}, {frames} frames of {height} x {width} "
         f"along axis {axis}{' (guessed; --frames_axis names another)' if axis_guessed else ''}, "
-        f"magnitude {data.abs().min():.4g} to {data.abs().max():.4g}."
+        f"magnitude {data.abs().min():.4g} to {data.abs().max():.4g}"
     )
     return Scan(data, full_kind, path, key, axis, found, _sha256(path))
 
@@ -183,11 +183,11 @@ def save_array(
         array = array.numpy(force=True)
     _check_suffix(path)
     refuse_existing(path, overwrite)
-    if path.suffix == ".mat" and array.nbytes >= 2**32:
+    if path.suffix.lower() == ".mat" and array.nbytes >= 2**32:
         raise InputError(f"{path} would pass the 4 GB that a MATLAB v5 file can hold; write .h5 instead.")
     try:
         with atomic_path(path) as temporary:
-            match path.suffix:
+            match path.suffix.lower():
                 case ".mat":
                     scipy.io.savemat(temporary, {key: array}, do_compression=True)
                 case ".npy":
@@ -218,7 +218,7 @@ def _read(path: Path, key: str | None, nameless: tuple[str, ...]) -> tuple[dict[
     if path.stat().st_size == 0:
         raise InputError(f"{path} is empty (0 bytes); save or download it again.")
     try:
-        match path.suffix:
+        match path.suffix.lower():
             case ".npy":
                 name = key if key in nameless else path.stem
                 variables, format_name = {name: np.load(path, allow_pickle=False)}, "NumPy array"
@@ -230,7 +230,7 @@ def _read(path: Path, key: str | None, nameless: tuple[str, ...]) -> tuple[dict[
                 variables, format_name = _read_mat5(path), "MATLAB v4 to v7"
             case _:
                 variables, format_name = _read_hdf5(path), "HDF5"
-                format_name = "MATLAB v7.3" if path.suffix == ".mat" else format_name
+                format_name = "MATLAB v7.3" if path.suffix.lower() == ".mat" else format_name
     except PermissionError:
         raise InputError(f"{path} may not be read by this user; change its permissions.") from None
     except Exception:  # each reader has its own exception for each way in which a file can be broken
@@ -249,7 +249,7 @@ def _read(path: Path, key: str | None, nameless: tuple[str, ...]) -> tuple[dict[
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"{path} has the suffix '{path.suffix}', which is not known; use one of {', '.join(SUFFIXES)}."
         )
@@ -288,9 +288,10 @@ def _choose(
 ) -> str:
     """The name of the variable that is meant."""
     listing = ", ".join(f"{name} {value.shape}" for name, value in variables.items())
+    flag = "--mask_key" if names is MASK_NAMES else "--key"
     if key is not None:
         if key not in variables:
-            raise InputError(f"{path} has no numeric variable '{key}'; choose with --key from {listing}.")
+            raise InputError(f"{path} has no numeric variable '{key}'; choose with {flag} from {listing}.")
         return key
     candidates = [name for name, value in variables.items() if np.squeeze(value).ndim >= least_axes]
     if not candidates and len(variables) == 1:  # the checks that follow say what is wrong with it
@@ -299,8 +300,9 @@ def _choose(
     for choice in (candidates, usual):
         if len(choice) == 1:
             return choice[0]
-    count = "several arrays that could be meant" if candidates else f"no array of {least_axes} axes"
-    raise InputError(f"{path} holds {count} ({listing}); name one with --key.")
+    if not candidates:
+        raise InputError(f"{path} holds no array of {least_axes} axes ({listing}); give a file that does.")
+    raise InputError(f"{path} holds several arrays that could be meant ({listing}); name one with {flag}.")
 
 
 def _sha256(path: Path) -> str:

@@ -18,6 +18,7 @@ from scipy.interpolate import PchipInterpolator
 
 from mri.io import save_array
 from mri.phase import smooth_phase
+from utils.arguments import LARGEST_SEED, integer_between
 from utils.errors import InputError, exit_on_input_error
 
 Tensor = torch.Tensor
@@ -403,9 +404,10 @@ def _paint_left_ventricle(own: Canvas, heart: Heart, epicardium: Tensor, rng: np
 def main() -> None:
     """Write one phantom to a file."""
     parser = argparse.ArgumentParser(description="Draw a beating-heart phantom and write it to a file.")
-    parser.add_argument("--frames", type=int, default=16, help="frames of one heartbeat, at least 2")
-    parser.add_argument("--size", type=int, default=192, help="height and width in pixels, even, at least 64")
-    parser.add_argument("--seed", type=int, default=0, help="the patient")
+    frames, size, seed = integer_between(2, 1024), integer_between(64, 4096), integer_between(0, LARGEST_SEED)
+    parser.add_argument("--frames", type=frames, default=16, help="frames of one heartbeat, at least 2")
+    parser.add_argument("--size", type=size, default=192, help="height and width in pixels, even, at least 64")
+    parser.add_argument("--seed", type=seed, default=0, help="the patient")
     parser.add_argument("--out", required=True, help="file to write: .mat, .npy, .npz or .h5")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     flags = parser.parse_args()

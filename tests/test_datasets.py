@@ -6,8 +6,8 @@ import torch
 from configs.default import get_default_configs
 from datasets import (
     PseudoReferenceFrames,
+    acquisition,
     acquisition_from_file,
-    acquisitions,
     augment,
     embedded_acquisition,
     pseudo_reference_frames,
@@ -123,7 +123,7 @@ def test_folder_of_scans(config, image, tmp_path):
     save(tmp_path / "b.npy", image)
     save(tmp_path / "a.npy", image)
     (tmp_path / "notes.txt").write_text("no scan")
-    assert [s.name for s in acquisitions(config, str(tmp_path), range(0))] == ["a", "b"]
+    assert [path.name for path in scan_files(tmp_path)] == ["a.npy", "b.npy"]
 
 
 def test_scans_that_would_share_a_folder_of_results(image, tmp_path):
@@ -134,7 +134,7 @@ def test_scans_that_would_share_a_folder_of_results(image, tmp_path):
 
 
 def test_training_frames_and_batches(config):
-    scans = list(acquisitions(config, "", range(1, 3)))
+    scans = [acquisition(config, seed) for seed in (1, 2)]
     frames = {name: pseudo_reference_frames(config, scans, name) for name in ("global", "local")}
     assert frames["global"].shape == (12, 64, 64)
     assert not torch.equal(frames["global"], frames["local"])

@@ -23,6 +23,7 @@ from sampling import (
     optimization_unit_alone,
     published_cascade,
     reconstruct,
+    schedule,
     with_noise_floor,
 )
 from sde_lib import VESDE
@@ -262,11 +263,11 @@ def denoising_prior(truth, scale):
 
     class Knowing:
         weight = KspaceWeight(1.0, 0.2, 0.5)
-        path = "knowing"
+        path, context = "knowing", None
         network = SimpleNamespace(config={"sigma_min": 0.01, "sigma_max": 4.0})
 
-        def denoise(self, x, sigma):
-            return 0.5 * (x + to_channels(self.weight(truth / scale)))
+        def denoise(self, x, sigma, mask, periodic):
+            return 0.5 * (x + self.weight(truth / scale))
 
     return Knowing()
 
@@ -337,10 +338,7 @@ def test_deterministic_steps_move_by_alpha(scan, few):
     """With a denoiser that always says the same, the cascade ends at x + α (D − x)."""
 
     class Constant:
-        weight = KspaceWeight(1.0, 0.2, 0.5)
-
-        def denoise(self, x, sigma):
-            return torch.ones_like(x)
+        weight, context = KspaceWeight(1.0, 0.2, 0.5), None
 
     start = fft2c(scan.reference)
     unit = OptimizationUnit(few)
@@ -350,10 +348,12 @@ def test_deterministic_steps_move_by_alpha(scan, few):
         residual = staticmethod(lambda k: 0.0)
         step = staticmethod(lambda **numbers: None)
 
-    arguments = (lambda k, std: k, unit, [Constant(), Constant()], Trust(0.2, 0.3, 1, 1), few.sampling)
+    steps = schedule(Trust(0.2, 0.3, 1, 1), [Constant(), Constant()], few.sampling.steps)
+    assert len(steps) == 4
+    arguments = (lambda k, std: k, unit, lambda prior, x, sigma: torch.ones_like(x), steps, 0.0)
     result = few_step_cascade(start, *arguments, torch.Generator(), Log)
     weighted = Constant.weight(start)
-    expected = Constant.weight.inverse(weighted + 0.3 * (torch.complex(torch.ones(()), torch.ones(())) - weighted))
+    expected = Constant.weight.inverse(weighted + 0.3 * (1 - weighted))
     assert torch.allclose(result, expected, atol=1e-4)
 
 

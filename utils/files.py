@@ -63,6 +63,16 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool, flag: str = "--ove
         raise InputError(f"{path} already holds results; give another place or pass {flag} to replace them.")
 
 
+def refuse_unwritable(path: str | os.PathLike) -> None:
+    """Raise `OSError` when nothing can be written at `path` (a folder that need not be there yet)."""
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{place} is a file; give another folder for the results.")
+    os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=place))
+
+
 def numbered_folder(root: str | os.PathLike) -> Path:
     """Create and return the next free `root/0000`, `root/0001`, …"""
     root = Path(root)

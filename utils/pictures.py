@@ -88,6 +88,26 @@ def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frame
         imageio.imwrite(temporary, np.stack(pictures), extension=".gif", duration=1000 / frames_per_second, loop=0)
 
 
+def contact_sheet(path: Path, scans: list[np.ndarray], columns: int = 8) -> None:
+    """PNG of many scans: of each its first frame, its frame half way, and its middle row over time.
+
+    Parameters
+    ----------
+    scans
+        magnitudes `(frames, height, width)` of one shape, a multiple of `columns` of them.
+    """
+    tiles = []
+    for image in scans:
+        frames, height, width = image.shape
+        course = np.repeat(image[:, height // 2], max(1, height // (2 * frames)), axis=0)
+        tile = np.concatenate([image[0], image[frames // 2], course]) / max(np.percentile(image, 99.5), 1e-12)
+        tiles.append(np.pad(tile, ((0, 4), (0, 4)), constant_values=1))
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+    sheet = np.round(255 * np.clip(np.concatenate(rows), 0, 1)).astype(np.uint8)
+    with atomic_path(path) as temporary:
+        imageio.imwrite(temporary, sheet)
+
+
 def _display_maximum(series: dict[str, np.ndarray], reference: str | None) -> float:
     """White: the 99.5th percentile of the reference, or of the last series."""
     shown = series[reference] if reference else list(series.values())[-1]

@@ -1,0 +1,114 @@
+"""What a prior sees beside the noisy frame: the frames around it, and what of it was measured, and when."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from mri.fourier import fft2c, ifft2c
+from mri.interleave import fill_nearest
+
+Tensor = torch.Tensor
+
+LIMIT = 10.0  # differences much larger than this many σ say no more than that they are large
+
+
+@dataclass(frozen=True)
+class Context:
+    """Context channels of a network in the image domain, two (real, imaginary) for each complex image.
+
+    Attributes
+    ----------
+    offsets
+        neighbouring frames, as differences (neighbour − frame). Beyond the ends of a scan that is not periodic the
+        last frame stands in, so that the difference of the outermost frame to it is 0.
+    mean
+        temporal mean of the scan, as difference.
+    merge
+        the frame with its missing samples from the nearest frames that measured them, as difference.
+    own
+        the image of the frame's own measured samples.
+    near
+        the image of its samples that a neighbour in time measured (and it did not): these are known best of the
+        missing ones. Own, near and the rest add up to the frame.
+
+    Differences are divided by σ and softly limited to 10: what is to be found is of the size of σ.
+    """
+
+    offsets: tuple[int, ...] = ()
+    mean: bool = False
+    merge: bool = False
+    own: bool = False
+    near: bool = False
+
+    @classmethod
+    def from_config(cls, fields) -> "Context":
+        """From a mapping of the attributes, such as a checkpoint's metadata or a part of a configuration."""
+        return cls(tuple(fields["offsets"]), *(bool(fields[name]) for name in ("mean", "merge", "own", "near")))
+
+    def to_dict(self) -> dict:
+        return {**asdict(self), "offsets": list(self.offsets)}
+
+    @property
+    def images(self) -> list[str]:
+        """Names of the complex images, in the order of their channels."""
+        flags = {"mean": self.mean, "merge": self.merge, "own": self.own, "near": self.near}
+        return [f"{offset:+d}" for offset in self.offsets] + [name for name, used in flags.items() if used]
+
+    @property
+    def channels(self) -> int:
+        return 2 * len(self.images)
+
+    def __call__(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        sigma: float,
+        periodic: bool = False,
+        frames: Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Channels of these frames (default: all).
+
+        Parameters
+        ----------
+        image
+            complex `(T, height, width)`, data consistent: its k-space on `mask` is the measured one.
+        mask
+            boolean, same shape.
+        sigma
+            standard deviation of the image's error per real channel.
+
+        Returns
+        -------
+        float32 `(len(frames), channels, height, width)`.
+        """
+        count = len(image)
+        chosen = torch.arange(count) if frames is None else torch.as_tensor(frames)
+        chosen = chosen.to(image.device)
+        here = image[chosen]
+        kspace = fft2c(image) if self.merge or self.own or self.near else image
+        differences = [image[_at(chosen + d, count, periodic)] - here for d in self.offsets]
+        if self.mean:
+            differences.append(image.mean(dim=0) - here)
+        if self.merge:
+            merged, _ = fill_nearest(kspace[chosen], mask[chosen], kspace, mask, periodic, chosen)
+            differences.append(ifft2c(merged) - here)
+        parts = [_limited(difference / sigma) for difference in differences]
+        if self.own:
+            parts.append(ifft2c(torch.where(mask[chosen], kspace[chosen], 0)))
+        if self.near:
+            neighbours = mask[_at(chosen - 1, count, periodic)] | mask[_at(chosen + 1, count, periodic)]
+            parts.append(ifft2c(torch.where(neighbours & ~mask[chosen], kspace[chosen], 0)))
+        if not parts:
+            return torch.zeros(len(chosen), 0, *image.shape[1:], device=image.device)
+        channels = torch.view_as_real(torch.stack(parts, dim=1))  # (frames, images, height, width, 2)
+        return channels.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous()
+
+
+def _limited(x: Tensor) -> Tensor:
+    """x, its magnitude bent towards the limit."""
+    return x / torch.sqrt(1 + (x.abs() / LIMIT) ** 2)
+
+
+def _at(index: Tensor, count: int, periodic: bool) -> Tensor:
+    return index % count if periodic else index.clamp(0, count - 1)
