@@ -27,6 +27,7 @@ from models.layers import AttentionBlock, FourierFeatures, PyramidInput, Residua
 from models.ncsnpp import NCSNpp
 from mri.weighting import KspaceWeight
 from utils.errors import InputError, exit_on_input_error
+from utils.files import refuse_existing
 
 Tensor = torch.Tensor
 Config = dict[str, Any]
@@ -346,6 +347,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="compare with the fixture, or run it once")
     parser.add_argument("--config", help="JSON of the network's configuration; without it, it is inferred")
     parser.add_argument("--out", help="write the network in our format (.safetensors)")
+    parser.add_argument("--overwrite", action="store_true", help="replace --out if it is there")
     arguments = parser.parse_args()
     exit_on_input_error(lambda: _convert(arguments))
 
@@ -353,6 +355,8 @@ def main() -> None:
 def _convert(arguments: argparse.Namespace) -> None:
     if not (arguments.check or arguments.out):
         raise InputError("There is nothing to do: pass --check, --out or both.")
+    if arguments.out:
+        refuse_existing(arguments.out, arguments.overwrite)
     if Path(arguments.file).suffix == ".npz":
         model, extra = _check_fixture(arguments.file), {}
     else:

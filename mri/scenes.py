@@ -109,7 +109,7 @@ def make_scene(
     for layer in layers:
         image = _paint(image, layer, grid)
     if draw.coin(0.25):
-        image = image * (1 + _bolus(draw, shape, frames))
+        image, periodic = image * (1 + _bolus(draw, shape, frames)), False
     image = image * torch.exp(draw.uniform(0, 0.6) * draw.smooth(shape, 3))  # coil shading
     image = torch.polar(image.abs(), _phase(draw, shape, frames, periodic))
     image = _cut(image, height, width)

@@ -16,7 +16,7 @@ ERROR_GAIN = 5
 
 
 def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, frames: list[int]) -> None:
-    """PNG: a column per series, a row per frame; below each row, with a reference, the error × 5.
+    """PNG: a column per series, a row per frame; below each row, with a reference, the error, five times brighter.
 
     Parameters
     ----------
@@ -36,23 +36,34 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
         axes[0, column].set_title(name, fontsize=9)
         for i, frame in enumerate(frames):
             axis = axes[i * (2 if reference else 1), column]
-            axis.imshow(image[frame], cmap="gray", vmin=0, vmax=top)
+            shown = axis.imshow(image[frame], cmap="gray", vmin=0, vmax=top)
             if column == 0:
                 axis.set_ylabel(f"frame {frame}", fontsize=8)
-            if reference:
-                axis = axes[2 * i + 1, column]
-                error = np.abs(image[frame] - series[reference][frame])
-                axis.imshow(ERROR_GAIN * error, cmap="inferno", vmin=0, vmax=top)
-                if column == 0:
-                    axis.set_ylabel(f"error × {ERROR_GAIN}", fontsize=8)
+            if column == len(series) - 1:
+                _scale(figure, shown, axis)
+            if not reference:
+                continue
+            axis = axes[2 * i + 1, column]
+            if name == reference:  # it has no error; the place says what the row shows
+                axis.axis("off")
+                axis.text(0.5, 0.5, "|image − reference|\nscale at the right", ha="center", fontsize=7)
+                continue
+            error = np.abs(image[frame] - series[reference][frame])
+            shown = axis.imshow(error, cmap="inferno", vmin=0, vmax=top / ERROR_GAIN)
+            if column == len(series) - 1:
+                _scale(figure, shown, axis)
     _finish(figure, axes, path)
+
+
+def _scale(figure: plt.Figure, shown, axis: plt.Axes) -> None:
+    figure.colorbar(shown, ax=axis, shrink=0.9).ax.tick_params(labelsize=6)
 
 
 def xt_profile(path: Path, series: dict[str, np.ndarray], reference: str | None, row: int) -> None:
     """PNG: one image row over time, for every series; time runs downwards, one band per frame."""
     top = _display_maximum(series, reference)
     figure, axes = plt.subplots(
-        1, len(series) + 1, figsize=(1.9 * (len(series) + 1), 2.3), squeeze=False, layout="constrained"
+        1, len(series) + 1, figsize=(1.9 * (len(series) + 1), 2.1), squeeze=False, layout="constrained"
     )
     name, image = next(iter(series.items()))
     axes[0, 0].imshow(image[0], cmap="gray", vmin=0, vmax=top)
@@ -64,8 +75,8 @@ def xt_profile(path: Path, series: dict[str, np.ndarray], reference: str | None,
             interpolation="nearest",
         )  # fmt: skip
         axis.set_title(name, fontsize=9)
-    axes[0, 1].set_ylabel("time (frames)", fontsize=8)
-    _finish(figure, axes, path)
+    axes[0, 1].set_ylabel("frame, downwards", fontsize=8)
+    _finish(figure, axes, path, keep=axes[0, 1])
 
 
 def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frames_per_second: float = 12) -> None:
@@ -81,6 +92,7 @@ def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frame
             axis.set_title(name, fontsize=9)
             axis.set_xticks([])
             axis.set_yticks([])
+        axes[0, 0].set_ylabel(f"frame {frame:2d}", fontsize=8)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
         plt.close(figure)
@@ -114,10 +126,14 @@ def _display_maximum(series: dict[str, np.ndarray], reference: str | None) -> fl
     return float(np.percentile(shown, 99.5))
 
 
-def _finish(figure: plt.Figure, axes: np.ndarray, path: Path) -> None:
+def _finish(figure: plt.Figure, axes: np.ndarray, path: Path, keep: plt.Axes | None = None) -> None:
+    """Write the PNG, without the numbers of the axes but those of `keep`'s rows."""
     for axis in axes.flat:
         axis.set_xticks([])
-        axis.set_yticks([])
+        if axis is keep:
+            axis.tick_params(labelsize=6)
+        else:
+            axis.set_yticks([])
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+        figure.savefig(temporary, dpi=110, bbox_inches="tight")
     plt.close(figure)

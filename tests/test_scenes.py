@@ -1,0 +1,155 @@
+import pytest
+import torch
+
+from datasets import SceneFrames, advance_scene, augment_scene, load_scene, missing_std, prepare_scene
+from losses import completion_loss
+from models.context import Context
+from mri.fourier import fft2c
+from mri.interleave import looks_periodic
+from mri.masks import make_mask, net_acceleration
+from mri.phantom import make_phantom
+from mri.scenes import acquire, make_scene
+from utils.errors import InputError
+
+CONTEXT = Context(offsets=(-1, 1), mean=True, merge=True, own=True, near=True)
+
+
+class Settings:
+    scene_frames, max_gain, sigma_jitter, noisy_share = 2, 1.25, 0.0, 0.0
+
+
+@pytest.fixture(scope="module")
+def scene_file(tmp_path_factory):
+    return prepare_scene(tmp_path_factory.mktemp("scenes"), 3, 64)
+
+
+def test_scenes_are_seeded_differ_and_move():
+    images = [make_scene(6, 48, 64, seed)[0] for seed in (0, 1, 0)]
+    assert images[0].shape == (6, 48, 64) and images[0].dtype == torch.complex64
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
+    assert all(abs(image.abs().max() - 1) < 1e-5 for image in images)
+    motion = [(image - image.mean(0)).norm() / image.norm() for image, _ in (make_scene(6, 64, 64, s) for s in range(8))]
+    assert max(motion) > 0.05
+
+
+def test_a_periodic_scene_returns():
+    """Of a periodic scene the last frame is no further from the first than neighbours are from each other."""
+    for seed in range(30):
+        image, periodic = make_scene(12, 48, 48, seed)
+        steps = (torch.roll(image.abs(), -1, 0) - image.abs()).flatten(1).norm(dim=1)
+        if periodic and steps.max() > 0.3:  # with motion, and without what flickers
+            assert steps[-1] <= 1.5 * steps[:-1].max()
+
+
+@pytest.mark.parametrize("shape", [(4, 63, 64), (4, 64, 16), (0, 64, 64)])
+def test_scenes_that_cannot_be_made(shape):
+    with pytest.raises(InputError, match="cannot be made"):
+        make_scene(*shape)
+
+
+def test_acquisitions_vary_and_leave_no_line_to_nobody():
+    image, periodic = make_scene(8, 64, 64, 1)
+    rates = set()
+    for seed in range(12):
+        scan = acquire(image, periodic, seed)
+        assert (scan.kspace[~scan.mask] == 0).all() and scan.mask.flatten(1).any(1).all()
+        noise = (scan.kspace - fft2c(image))[scan.mask].abs().mean()
+        assert 1e-4 < noise < 2e-2
+        rates.add(round(net_acceleration(scan.mask), 2))
+    assert len(rates) > 6 and max(rates) <= 9
+
+
+def test_prepared_scene_is_kept_and_consistent(scene_file):
+    scene = load_scene(scene_file)
+    before = scene_file.stat().st_mtime_ns
+    assert prepare_scene(scene_file.parent, 3, 64) == scene_file and scene_file.stat().st_mtime_ns == before
+    measured = fft2c(scene.start)[scene.mask] - fft2c(scene.image)[scene.mask]
+    assert measured.abs().mean() < 0.02  # noise alone
+    assert 0 < missing_std(scene.start - scene.image, scene.mask) < 0.2
+
+
+def test_augmentation_keeps_measured_samples_measured(scene_file):
+    """What k-space allows exactly: truth and start differ where, and only where, they did, in the moved mask."""
+    scene = load_scene(scene_file)
+    for seed in range(4):
+        truth, start, mask = augment_scene(scene, 1.25, torch.Generator().manual_seed(seed))
+        error = fft2c(start - truth).abs()
+        assert error[mask].mean() < 0.02 and mask.sum() == scene.mask.sum()
+        ratio = (start - truth).norm() / (scene.start - scene.image).norm()
+        assert 1 / 1.26 < ratio < 1.26
+
+
+def test_context_images_add_up_and_wrap():
+    torch.manual_seed(0)
+    image = torch.randn(6, 64, 64, dtype=torch.complex64)
+    mask = make_mask("uniform", (6, 64, 64), 3, 4)
+    context = CONTEXT(image, mask, 0.5)
+    assert context.shape == (6, CONTEXT.channels, 64, 64) and CONTEXT.images == ["-1", "+1", "mean", "merge", "own", "near"]
+    assert context[0, :2].abs().max() == 0  # nothing before the first frame
+    assert CONTEXT(image, mask, 0.5, periodic=True)[0, :2].abs().max() > 0
+    parts = [torch.complex(context[:, i], context[:, i + 1]) for i in range(0, 12, 2)]
+    assert max(part.abs().max() for part in parts[:4]) <= 10 + 1e-4
+    rest = fft2c(image - parts[4] - parts[5]).abs() > 1e-4  # R = 3: own and both neighbours have every line
+    assert not rest[1:-1].any() and rest[0].any()
+    some = CONTEXT(image, mask, 0.5, frames=[4, 2])
+    assert torch.allclose(some, context[[4, 2]], atol=1e-5)
+    assert Context.from_config(CONTEXT.to_dict()) == CONTEXT and Context().channels == 0
+    assert Context()(image, mask, 0.5).shape == (6, 0, 64, 64)
+
+
+def test_merge_is_the_nearest_measured_sample():
+    image = torch.arange(1.0, 5)[:, None, None] * torch.ones(4, 32, 32, dtype=torch.complex64)
+    mask = make_mask("uniform", (4, 32, 32), 2, 0)
+    merge = Context(merge=True)(image, mask, 1e3)  # far from the limit
+    # half of the lines of frame 1 come from the mean of frames 0 and 2, which is frame 1
+    assert merge[1].abs().max() < 1e-6 and merge[3].abs().max() > 1e-4
+
+
+def test_completion_loss_of_known_scores(scene_file):
+    data = SceneFrames([scene_file], CONTEXT, Settings)
+    batch = data.batch(4, torch.Generator().manual_seed(0))
+    assert batch.x.shape == (4, 2 + CONTEXT.channels, 64, 64)
+    assert completion_loss(lambda x, sigma: torch.zeros_like(x[:, :2]), batch) == pytest.approx(1)
+
+    def truth(x, sigma):
+        return torch.view_as_real(batch.truth - batch.image).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
+
+    assert completion_loss(truth, batch) < 1e-6
+    assert completion_loss(lambda x, sigma: 0.5 * truth(x, sigma), batch) == pytest.approx(0.25, rel=1e-3)
+
+
+def test_noise_takes_the_place_of_part_of_the_error(scene_file):
+    class Noisy(Settings):
+        noisy_share = 1.0
+
+    for settings in (Settings, Noisy):
+        batch = SceneFrames([scene_file], CONTEXT, settings).batch(4, torch.Generator().manual_seed(1))
+        error = fft2c(batch.image - batch.truth)
+        sigma = (error[~batch.mask].abs().square().sum() / (2 * error.numel())).sqrt().item()
+        assert sigma == pytest.approx(batch.sigma.mean().item(), rel=0.6)
+
+
+def test_advanced_scene_is_what_the_prior_makes_of_it(scene_file, tmp_path):
+    class Knowing:
+        def denoise(self, kspace, sigma, mask, periodic):
+            return 0.5 * (kspace + fft2c(load_scene(scene_file).image))
+
+    before, after = load_scene(scene_file), load_scene(advance_scene(scene_file, tmp_path, Knowing()))
+    ratio = missing_std(after.start - after.image, after.mask) / missing_std(before.start - before.image, before.mask)
+    assert ratio == pytest.approx(0.5, rel=1e-3)
+    assert torch.allclose(fft2c(after.start)[after.mask], fft2c(before.start)[before.mask], atol=1e-5)
+
+
+@pytest.mark.parametrize("pattern,acs", [("uniform", 8), ("radial", 0)])
+def test_periodic_scans_are_told_from_others(pattern, acs):
+    image = make_phantom(16, 64, 0).to(torch.complex64)
+    mask = make_mask(pattern, (16, 64, 64), 4, acs)
+    assert looks_periodic(fft2c(image) * mask, mask)
+    part = image[:9]  # half a heartbeat
+    assert not looks_periodic(fft2c(part) * mask[:9], mask[:9])
+
+
+def test_nothing_shared_is_not_called_periodic():
+    image = make_phantom(16, 64, 0).to(torch.complex64)
+    mask = make_mask("uniform", (16, 64, 64), 4, 0)
+    assert not looks_periodic(fft2c(image) * mask, mask)
