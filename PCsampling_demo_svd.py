@@ -8,21 +8,16 @@ from pathlib import Path
 import torch
 from absl import flags
 from ml_collections import ConfigDict
-from ml_collections.config_flags import config_flags
 
 import run_lib
 from datasets import Acquisition, acquisition_from_file, embedded_acquisition, reference_from_file
 from sampling import shipped
-from utils.errors import InputError, exit_on_input_error, run_command
+from utils.errors import InputError, define_config, exit_on_input_error, run_command
 from utils.files import numbered_folder, refuse_existing, refuse_unwritable
 
 FLAGS = flags.FLAGS
 
-HERE = Path(__file__).parent
-
-config_flags.DEFINE_config_file(
-    "config", str(HERE / "configs/ve/cpu_demo.py"), "Configuration; any field: --config.<part>.<field>=value."
-)
+define_config(Path(__file__).parent / "configs/ve/cpu_demo.py")
 flags.DEFINE_string("data", None, "Scan file: images or k-space; default: the embedded phantom.")
 flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace).")
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: found.")

@@ -85,13 +85,15 @@ def make_optimizer(parameters: list[Tensor], optim) -> torch.optim.Adam:
     return torch.optim.Adam(parameters, lr=optim.lr, betas=(optim.beta1, 0.999), eps=optim.eps)
 
 
-def optimize(optimizer: torch.optim.Adam, parameters: list[Tensor], optim, step: int, last_step: int) -> float:
+def optimize(
+    optimizer: torch.optim.Adam, parameters: list[Tensor], optim, step: int, last_step: int | None = None
+) -> float:
     """One update after `backward`: the rate of this step, gradient clipping. Returns the gradient norm.
 
     The rate warms up linearly, then stays or, with `optim.schedule` cosine, falls to 0 at `last_step`.
     """
     rate = optim.lr * min((step + 1) / max(optim.warmup, 1), 1.0)
-    if optim.schedule == "cosine":
+    if optim.schedule == "cosine" and last_step:
         rate *= 0.5 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
     for group in optimizer.param_groups:
         group["lr"] = rate

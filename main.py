@@ -3,18 +3,13 @@
 from pathlib import Path
 
 from absl import flags
-from ml_collections.config_flags import config_flags
 
 import run_lib
-from utils.errors import exit_on_input_error, run_command
+from utils.errors import define_config, exit_on_input_error, run_command
 
 FLAGS = flags.FLAGS
 
-config_flags.DEFINE_config_file(
-    "config",
-    str(Path(__file__).parent / "configs/ve/SIAT_kdata_ncsnpp.py"),
-    "Configuration; any field: --config.<part>.<field>=value.",
-)
+define_config(Path(__file__).parent / "configs/ve/SIAT_kdata_ncsnpp.py")
 flags.DEFINE_enum("mode", "train", ["train", "eval"], "train: GM and LM; eval: reconstruct and score scans.")
 flags.DEFINE_enum("model", "both", ["global", "local", "both"], "Which prior to train.")
 flags.DEFINE_string("workdir", "exp", "Folder of checkpoints, logs and results.")

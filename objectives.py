@@ -4,6 +4,7 @@ An objective draws its batches, gives the loss of a network on one, and says wha
 a reconstruction can use the network.
 """
 
+import hashlib
 from pathlib import Path
 
 import ml_collections
@@ -96,7 +97,7 @@ def make_objective(config: ml_collections.ConfigDict, workdir: Path, name: str):
     """The objective of `config.training.objective` for GM or LM (`name`), its data made ready under `workdir`.
 
     `synthetic` draws its scenes once, into `workdir/scenes`; LM learns from what GM leaves of them
-    (`workdir/scenes_after_global`), so GM must be there.
+    (`workdir/scenes_after_global_<checksum of GM>`), so GM must be there.
 
     Raises
     ------
@@ -117,9 +118,12 @@ def make_objective(config: ml_collections.ConfigDict, workdir: Path, name: str):
     ]
     if name == "local":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        prior = load_prior(workdir / "global" / "model.safetensors", device)
+        path = workdir / "global" / "model.safetensors"
+        prior = load_prior(path, device)
+        with path.open("rb") as file:  # named by the GM that made them: another one makes others
+            folder = workdir / f"scenes_after_global_{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
         drawn = [
-            advance_scene(file, workdir / "scenes_after_global", prior)
+            advance_scene(file, folder, prior)
             for file in tqdm(drawn, desc="scenes after GM", unit="scene")
         ]
     return Completion(config, drawn, name)

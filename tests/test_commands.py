@@ -337,3 +337,121 @@ def test_reference_of_another_shape(tmp_path, priors, magnitude):
     flags = ["--data", magnitude, "--reference", "truth.npy", "--out", "out"]
     assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "truth.npy")
     assert not (tmp_path / "out").exists()
+
+
+def test_reference_may_be_kspace_and_is_cut_as_the_scan_is(tmp_path, priors, magnitude):
+    image = make_phantom(6, 64, 0)
+    np.save(tmp_path / "images.npy", image.numpy())
+    np.savez(tmp_path / "full.npz", kspace=fft2c(image).numpy(), other=np.zeros((6, 64, 64), np.float32))
+    flags = ["--data", "images.npy", "--key", "image", "--frames", 4, "--size", 48]
+    for name, reference in (("own", []), ("file", ["--reference", "full.npz", "--reference_key", "kspace"])):
+        demo(*flags, *reference, "--out", name, cwd=tmp_path, priors=priors)
+    own, file = (np.loadtxt(tmp_path / n / "metrics.csv", delimiter=",", skiprows=1, usecols=1) for n in ("own", "file"))
+    assert np.allclose(own, file, atol=1e-3)
+    sampled = torch.where(make_mask("uniform", (6, 64, 64), 4, 8), fft2c(image), 0)
+    np.save(tmp_path / "part.npy", sampled.numpy())
+    done = demo(*flags, "--reference", "part.npy", "--out", "part", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "part.npy is under-sampled")
+
+
+def test_mask_file_of_several_arrays_cut_as_the_scan_is(tmp_path, priors):
+    image, mask = make_phantom(6, 64, 0), make_mask("uniform", (6, 64, 64), 4, 8)
+    np.savez(tmp_path / "masks.npz", first=mask.numpy(), second=make_mask("random", (6, 64, 64), 2, 8).numpy())
+    np.save(tmp_path / "scan.npy", image.numpy())
+    flags = ["--data", "scan.npy", "--key", "image", "--mask", "masks.npz", "--size", 48, "--frames", 4]
+    done = demo(*flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "--mask_key")
+    demo(*flags, "--mask_key", "first", "--out", "out", cwd=tmp_path, priors=priors)
+    kspace = fft2c(torch.from_numpy(np.load(tmp_path / "out" / "reconstruction.npy")))
+    truth = fft2c(image)[:4, 8:56, 8:56] * (48 / 64)
+    kept = mask[:4, 8:56, 8:56]
+    assert torch.allclose(kspace[kept], truth[kept], atol=1e-3)
+    assert not torch.allclose(kspace[~kept], truth[~kept], atol=1e-3)
+
+
+def test_mask_flags_for_undersampled_kspace(tmp_path, priors):
+    kspace = torch.where(make_mask("uniform", (4, 64, 64), 4, 8), fft2c(make_phantom(4, 64, 0)), 0)
+    np.save(tmp_path / "scan.npy", kspace.numpy())
+    flags = ["--data", "scan.npy", "--key", "kspace", "--acceleration", 8, "--out", "out"]
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "--acceleration")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_scan_does_not_stop_the_others(tmp_path, priors):
+    (tmp_path / "scans").mkdir()
+    np.savez(tmp_path / "scans" / "good.npz", image=array())
+    np.savez(tmp_path / "scans" / "bad.npz", image=array()[:, :63])
+    flags = ["--mode=eval", "--config.eval.path=scans", *TINY]
+    flags += [f"--config.eval.checkpoint_{name}={path}" for name, path in zip(("global", "local"), priors, strict=True)]
+    done = command("main.py", *flags, cwd=tmp_path, succeeds=False)
+    assert_one_sentence(done, "1 of 2 scans left out")
+    assert "bad.npz" in done.stderr and names(tmp_path / "exp" / "result") == {"good", "metrics.csv", "metrics.md"}
+
+
+@pytest.mark.parametrize(
+    "flag,words",
+    [
+        ("--config.data.nothing=1", "nothing"),
+        ("--config=nowhere.py", "nowhere.py"),
+        ("--config.training.batch_size=0", "training.batch_size must be at least 1"),
+        ("--config.training.n_iters=0", "training.n_iters must be at least 1"),
+        ("--config.data.phantoms=0", "data.phantoms must be at least 1"),
+        ("--config.training.objective=gan", "'gan' is unknown"),
+        ("--config.training.init=nowhere.safetensors", "nowhere.safetensors is not there"),
+        ("scan.mat", "scan.mat is not a flag"),
+    ],
+)
+def test_configurations_that_cannot_be_used(flag, words, tmp_path):
+    flags = [flag] if flag.startswith("--config=") else [*TINY, flag]
+    done = command("main.py", *flags, cwd=tmp_path, succeeds=False)
+    assert_one_sentence(done, words)
+    assert not list(tmp_path.glob("exp/*/*.safetensors"))
+
+
+def test_results_folder_that_is_a_file(tmp_path, priors, magnitude):
+    (tmp_path / "out").write_text("words")
+    flags = ["--data", magnitude, "--out", "out/here"]
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "is a file")
+
+
+def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
+    flags = [flag for flag in TINY if "n_iters" not in flag and "snapshot_freq=" not in flag]
+    flags += ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.snapshot_freq=1"]
+    flags += ["--config.training.keep_snapshots=2", "--config.optim.schedule=cosine"]
+    first = command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path)
+    assert "exp/global/model.safetensors" in first.stdout and "exp/local/model.safetensors" in first.stdout
+    kept = sorted(path.name for path in (tmp_path / "exp" / "global" / "checkpoints").iterdir())
+    assert kept == ["checkpoint_2.pth", "checkpoint_3.pth"]
+    assert "is at step 3 already" in command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path).stdout
+    prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
+    assert prior.context.offsets == (-2, -1, 1, 2) and not prior.context.mean and prior.remaining > 0
+
+    resume = tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth"
+    whole = resume.read_bytes()
+    resume.write_bytes(whole[:4000])
+    more = [*flags, "--config.training.n_iters=4", "--model=global"]
+    assert_one_sentence(command("main.py", *more, cwd=tmp_path, succeeds=False), "truncated")
+
+    # LM begins from GM, whose context is a larger one
+    init = "--config.training.init=exp/global/model.safetensors"
+    other = [*flags, "--config.training.n_iters=1", "--workdir=other"]
+    command("main.py", *other, "--model=global", cwd=tmp_path)
+    command("main.py", *other, "--model=local", init, "--config.optim.lr=0.0", cwd=tmp_path)
+    gm = load_model(tmp_path / "exp" / "global" / "model.safetensors")[0].state_dict()
+    lm = load_model(tmp_path / "other" / "local" / "model.safetensors")[0].state_dict()
+    columns = [*range(2), *range(4, 12), *range(16, 22 - 0)]  # frame; −2, −1, +1, +2; merge, own, near
+    assert torch.equal(lm["conv_in.weight"], gm["conv_in.weight"][:, columns])
+    done = command("main.py", *other, init, "--config.model.nf=16", "--workdir=third", cwd=tmp_path, succeeds=False)
+    assert_one_sentence(done, "another architecture")
+
+
+def test_priors_with_context_reconstruct(tmp_path, priors, magnitude):
+    flags = [*TINY, "--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.n_iters=2"]
+    command("main.py", *flags, cwd=tmp_path)
+    own = [tmp_path / "exp" / name / "model.safetensors" for name in ("global", "local")]
+    demo("--data", magnitude, "--sampler", "cascade", "--out", "out", cwd=tmp_path, priors=own)
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["config"]["data"]["periodic"] is False  # 4 frames do not tell
+    assert record["passes_per_frame"] <= 6
+    done = demo("--data", magnitude, "--sampler", "published", "--out", "no", cwd=tmp_path, priors=own, succeeds=False)
+    assert_one_sentence(done, "--sampler cascade")

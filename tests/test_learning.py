@@ -77,3 +77,15 @@ def test_optimizer_warms_up_and_clips():
         assert norm == pytest.approx(200)
         assert parameter.grad.norm().item() == pytest.approx(1, rel=1e-4)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_cosine_schedule_falls_to_zero():
+    optim = ml_collections.ConfigDict(get_default_configs().optim)
+    optim.schedule, optim.warmup = "cosine", 1
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer, rates = make_optimizer([parameter], optim), []
+    for step in (0, 50, 100):
+        parameter.grad = torch.ones(1)
+        optimize(optimizer, [parameter], optim, step, 100)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([2e-4, 1e-4, 0])

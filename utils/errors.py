@@ -2,9 +2,12 @@
 
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from absl import app, flags
+from ml_collections.config_flags import config_flags
 
 
 class InputError(ValueError):
@@ -33,28 +36,39 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         sys.exit(130)
 
 
+def define_config(default: Path) -> None:
+    """The flag --config, a configuration file, and --config.<part>.<field> for its fields."""
+    words = "Configuration; any field: --config.<part>.<field>=value."
+    with _one_sentence():  # fields are looked up when the flag is defined
+        config_flags.DEFINE_config_file("config", str(default), words)
+
+
 def run_command(main: Callable[[list[str]], None]) -> None:
     """`absl.app.run(main)`, with one sentence for a configuration or a flag that cannot be used."""
 
     def parse(argv: list[str]) -> list[str]:
-        try:
+        with _one_sentence():
             rest = flags.FLAGS(argv)
-        except (flags.Error, SystemExit):
-            raise  # absl says these well
-        except Exception as error:  # a configuration file is code and may raise anything
-            words = str(error.args[0] if error.args else error).strip().splitlines()[0]
-            print(
-                f"error: --config or one of its fields cannot be used ({words}); give a Python file with "
-                "get_config(), and fields of configs/default.py.",
-                file=sys.stderr,
-            )
-            sys.exit(2)
-        if len(rest) > 1:
-            print(
-                f"error: {rest[1]} is not a flag; name what it is, e.g. --data {rest[1]} (--help lists the flags).",
-                file=sys.stderr,
-            )
-            sys.exit(2)
+            if len(rest) > 1:
+                raise flags.Error(f"{rest[1]} is not a flag; name what it is, e.g. --data {rest[1]}")
         return rest
 
     app.run(main, flags_parser=parse)
+
+
+@contextmanager
+def _one_sentence() -> Iterator[None]:
+    """Exit with one sentence when flags or a configuration file, which is code and may raise anything, fail."""
+    try:
+        yield
+    except Exception as error:
+        first, *more = str(error).strip().strip("\"'").splitlines()
+        words = " ".join((first, more[-1].strip())) if more else first
+        mend = "--help lists the flags"
+        if not isinstance(error, flags.Error) or "onfig" in words:
+            mend = (
+                "--config=FILE.py, a file with get_config(), comes first, then --config.<part>.<field>=value with "
+                "the fields of configs/default.py"
+            )
+        print(f"error: {words} ({mend}).", file=sys.stderr)
+        sys.exit(2)
