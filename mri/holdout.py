@@ -8,36 +8,41 @@ Tensor = torch.Tensor
 
 
 def hide(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split the measured samples of every frame into kept and hidden ones.
+    """Split the measured samples into kept and hidden ones.
 
-    Lines are hidden whole. Half of them come from the ACS, whose other samples are one frame away, as those
-    of a truly missing line are; the other half from the rest, whose other samples are a whole period away.
-    Hiding lines of one kind alone would misjudge the error of a missing line. A mask that does not consist of
-    lines (radial) loses single samples.
+    Of lines, the outer half of the ACS is thinned in time to the density of the other rows: a hidden sample then has
+    its nearest kept sample of the same row as many frames away as a missing one does. (Single lines hidden at random
+    would mislead: those of the ACS are still measured one frame away, and in the next heartbeat; the others a whole
+    period away.) A mask that does not consist of lines (radial) loses single samples at random.
 
     Parameters
     ----------
     mask
         boolean `(frames, height, width)`.
     fraction
-        of each frame's samples to hide.
+        of the samples to hide, of a mask that does not consist of lines.
+    seed
+        chooses them; of lines, the frames that keep theirs.
 
     Returns
     -------
-    kept, hidden: boolean masks of that shape, disjoint, together `mask`. Every frame keeps at least half of
-    its samples; nothing is hidden of a frame with fewer than four lines.
+    kept, hidden: boolean masks of that shape, disjoint, together `mask`. Nothing is hidden of lines with fewer than
+    two ACS lines, or where the ACS is all that was measured.
     """
-    generator = torch.Generator().manual_seed(seed)
     if not is_lines(mask):
+        generator = torch.Generator().manual_seed(seed)
         hidden = mask & (torch.rand(mask.shape, generator=generator) < fraction).to(mask.device)
         return mask & ~hidden, hidden
-    lines, acs = mask[..., 0], acs_rows(mask)
-    hidden_lines = torch.zeros_like(lines)
-    for t, own in enumerate(lines):
-        count = int(fraction * own.sum())
-        for rows, share in ((own & acs, count // 2), (own & ~acs, count - count // 2)):
-            rows = rows.nonzero().flatten()
-            order = torch.randperm(len(rows), generator=generator)
-            hidden_lines[t, rows[order[: min(share, len(rows) // 2)]]] = True
-    hidden = hidden_lines[:, :, None] & mask
+    acs = acs_rows(mask)
+    rows = acs.nonzero().flatten().tolist()
+    density = mask[:, ~acs, 0].double().mean().item() if not acs.all() else 0.0
+    hidden = torch.zeros_like(mask)
+    if len(rows) < 2 or density == 0:
+        return mask, hidden
+    period = max(2, round(1 / density))
+    quarter = max(1, len(rows) // 4)
+    outer = [*rows[:quarter], *rows[len(rows) - quarter :]] if len(rows) >= 4 else rows[:1]
+    frames = torch.arange(len(mask), device=mask.device)
+    for row in outer:
+        hidden[(frames + row + seed) % period != 0, row] = True
     return mask & ~hidden, hidden

@@ -346,8 +346,8 @@ def test_reference_may_be_kspace_and_is_cut_as_the_scan_is(tmp_path, priors, mag
     flags = ["--data", "images.npy", "--key", "image", "--frames", 4, "--size", 48]
     for name, reference in (("own", []), ("file", ["--reference", "full.npz", "--reference_key", "kspace"])):
         demo(*flags, *reference, "--out", name, cwd=tmp_path, priors=priors)
-    own, file = (np.loadtxt(tmp_path / n / "metrics.csv", delimiter=",", skiprows=1, usecols=1) for n in ("own", "file"))
-    assert np.allclose(own, file, atol=1e-3)
+    psnr = [np.loadtxt(tmp_path / n / "metrics.csv", delimiter=",", skiprows=1, usecols=1) for n in ("own", "file")]
+    assert np.allclose(*psnr, atol=1e-3)
     sampled = torch.where(make_mask("uniform", (6, 64, 64), 4, 8), fft2c(image), 0)
     np.save(tmp_path / "part.npy", sampled.numpy())
     done = demo(*flags, "--reference", "part.npy", "--out", "part", cwd=tmp_path, priors=priors, succeeds=False)
@@ -416,8 +416,8 @@ def test_results_folder_that_is_a_file(tmp_path, priors, magnitude):
 
 def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     flags = [flag for flag in TINY if "n_iters" not in flag and "snapshot_freq=" not in flag]
-    flags += ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.snapshot_freq=1"]
-    flags += ["--config.training.keep_snapshots=2", "--config.optim.schedule=cosine"]
+    flags += ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.optim.schedule=cosine"]
+    flags += ["--config.training.snapshot_freq=1", "--config.training.keep_snapshots=2"]
     first = command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path)
     assert "exp/global/model.safetensors" in first.stdout and "exp/local/model.safetensors" in first.stdout
     kept = sorted(path.name for path in (tmp_path / "exp" / "global" / "checkpoints").iterdir())
@@ -446,8 +446,8 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
 
 
 def test_priors_with_context_reconstruct(tmp_path, priors, magnitude):
-    flags = [*TINY, "--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.n_iters=2"]
-    command("main.py", *flags, cwd=tmp_path)
+    flags = ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.n_iters=2"]
+    command("main.py", *TINY, *flags, cwd=tmp_path)
     own = [tmp_path / "exp" / name / "model.safetensors" for name in ("global", "local")]
     demo("--data", magnitude, "--sampler", "cascade", "--out", "out", cwd=tmp_path, priors=own)
     record = json.loads((tmp_path / "out" / "config.json").read_text())

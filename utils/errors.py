@@ -29,7 +29,7 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
     except OSError as error:
         # some libraries raise it with words only
         words = f"{error.filename}: {error.strerror}; give another place." if error.filename else str(error)
-        print(f"error: {words}", file=sys.stderr)
+        print(f"error: {' '.join(words.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\ninterrupted: what was not finished is not written.", file=sys.stderr)
@@ -62,8 +62,9 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        first, *more = str(error).strip().strip("\"'").splitlines()
-        words = " ".join((first, more[-1].strip())) if more else first
+        words = " ".join(str(error).split())
+        if isinstance(error, (AttributeError, KeyError)):
+            words = f"the configuration has no field {words}"
         mend = "--help lists the flags"
         if not isinstance(error, flags.Error) or "onfig" in words:
             mend = (
