@@ -440,7 +440,7 @@ class SceneFrames:
         sigma = missing_std(error, mask) * torch.exp(jitter)
         frames = torch.randperm(len(truth), generator=generator)[:count]
         context = self.context(image, mask, sigma.item(), scene.periodic, frames)
-        x = torch.cat([torch.view_as_real(image[frames]).permute(0, 3, 1, 2), context], dim=1)
+        x = torch.cat([to_channels(image[frames]), context], dim=1)
         return x, image[frames], truth[frames], mask[frames], sigma.expand(len(frames))
 
 

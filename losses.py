@@ -7,6 +7,7 @@ import torch
 
 from datasets import SceneBatch
 from mri.fourier import fft2c
+from mri.weighting import from_channels
 from sde_lib import VESDE
 
 Tensor = torch.Tensor
@@ -35,6 +36,12 @@ def dsm_loss(score: Score, x: Tensor, sde: VESDE, generator: torch.Generator | N
     return (level * score(x + level * z, sigma) + z).square().mean()
 
 
+def denoise(score: Score, batch: SceneBatch) -> Tensor:
+    """D = x + σ² s of the frames of a batch: complex `(batch, height, width)`."""
+    channels = score(batch.x.contiguous(memory_format=torch.channels_last), batch.sigma)
+    return batch.image + batch.sigma[:, None, None] ** 2 * from_channels(channels.float())
+
+
 def completion_loss(score: Score, batch: SceneBatch) -> Tensor:
     """Share of the error on the missing samples that the denoiser D = x + σ² s leaves, measured samples put back.
 
@@ -42,9 +49,7 @@ def completion_loss(score: Score, batch: SceneBatch) -> Tensor:
     alone, those that have hardly any error, and that of noise. 1 for a score that knows nothing (s = 0).
     """
     missing = ~batch.mask
-    score_channels = score(batch.x.contiguous(memory_format=torch.channels_last), batch.sigma)
-    step = torch.view_as_complex(score_channels.permute(0, 2, 3, 1).contiguous().float())
-    denoised = batch.image + batch.sigma[:, None, None] ** 2 * step
+    denoised = denoise(score, batch)
     left = torch.where(missing, fft2c(denoised - batch.truth), 0)
     before = torch.where(missing, fft2c(batch.image - batch.truth), 0)
 

@@ -20,7 +20,7 @@ from datasets import (
     pseudo_reference_frames,
     scan_files,
 )
-from losses import Score, completion_loss, dsm_loss
+from losses import Score, completion_loss, denoise, dsm_loss
 from models.context import Context
 from mri.fourier import ifft2c
 from mri.weighting import KspaceWeight, from_channels
@@ -86,8 +86,7 @@ class Completion:
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
         """Three frames: truth, start, denoised, and the error × 10 of the last two: `(1, H, W)`."""
         batch = self.data.batch(3, torch.Generator().manual_seed(0)).to(device)
-        step = torch.view_as_complex(score(batch.x, batch.sigma).permute(0, 2, 3, 1).contiguous().float())
-        denoised = batch.image + batch.sigma[:, None, None] ** 2 * step
+        denoised = denoise(score, batch)
         errors = [10 * (image - batch.truth).abs() for image in (batch.image, denoised)]
         columns = [batch.truth.abs(), batch.image.abs(), denoised.abs(), *errors]
         return "truth, start, denoised, errors x 10", torch.cat(columns, dim=2).flatten(0, 1)[None].clamp(0, 1).cpu()

@@ -213,10 +213,11 @@ class Training:
             ) from None
         then, now = json.loads(state["config"]), json.loads(self.config.to_json())
         for part in MUST_MATCH:
-            if then[part] != now[part]:
-                names = [k for k in now[part] if then[part].get(k) != now[part][k]] if part != "seed" else []
+            if then.get(part) != now[part]:
+                before = then.get(part, {})
+                names = [k for k in now[part] if before.get(k) != now[part][k]] if part != "seed" else []
                 raise InputError(
-                    f"{path} was made with another {part} ({', '.join(names) or then[part]}); give the same "
+                    f"{path} was made with another {part} ({', '.join(names) or before}); give the same "
                     "configuration to resume it, or another --workdir."
                 )
         self.network.load_state_dict(state["model"])
@@ -287,6 +288,9 @@ def reconstruct_scan(
     rows = []
     if reference is not None:
         rows = [{"method": m, **evaluate(image, reference), "seconds": seconds[m]} for m, image in images.items()]
+        gain = (result.image.norm() / reference.norm()).item()
+        if not 0.5 < gain < 2:
+            print(f"the reconstruction is {gain:.3g} times as bright as the reference: NMSE compares them as they are")
     record = {
         "scan": scan.found,
         "sha256": scan.sha256,

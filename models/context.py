@@ -7,6 +7,7 @@ import torch
 
 from mri.fourier import fft2c, ifft2c
 from mri.interleave import fill_nearest
+from mri.weighting import to_channels
 
 Tensor = torch.Tensor
 
@@ -101,8 +102,7 @@ class Context:
             parts.append(ifft2c(torch.where(neighbours & ~mask[chosen], kspace[chosen], 0)))
         if not parts:
             return torch.zeros(len(chosen), 0, *image.shape[1:], device=image.device)
-        channels = torch.view_as_real(torch.stack(parts, dim=1))  # (frames, images, height, width, 2)
-        return channels.permute(0, 1, 4, 2, 3).flatten(1, 2).contiguous()
+        return torch.cat([to_channels(part) for part in parts], dim=1)
 
 
 def _limited(x: Tensor) -> Tensor:
