@@ -32,7 +32,7 @@ from objectives import make_objective
 from sampling import Prior, Reconstruction, load_prior, optimization_unit_alone, reconstruct, with_periodicity
 from utils.errors import InputError
 from utils.files import atomic_folder, atomic_path, refuse_existing, refuse_unwritable
-from utils.pictures import film, montage, xt_profile
+from utils.pictures import deviation_picture, film, montage, xt_profile
 from utils.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
@@ -308,14 +308,18 @@ def reconstruct_scan(
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
-        write_pictures(folder, images, reference)
+        if result.deviation is not None:
+            np.save(folder / "deviation.npy", result.deviation.numpy())
+        write_pictures(folder, images, reference, result.deviation)
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if rows:
             write_csv(folder / "metrics.csv", rows, METRICS)
             write_csv(folder / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
-    if not rows:  # scores of a run that is replaced belong to another image
-        for name in ("metrics.csv", "metrics_common_scale.csv"):
-            (out / name).unlink(missing_ok=True)
+    # what a run that is replaced left and this one has not belongs to another image
+    stale = [] if rows else ["metrics.csv", "metrics_common_scale.csv"]
+    stale += [] if result.deviation is not None else ["deviation.npy", "deviation.png"]
+    for name in stale:
+        (out / name).unlink(missing_ok=True)
     return out, rows
 
 
@@ -326,8 +330,10 @@ def write_reconstruction(out: Path, image: Tensor) -> None:
     scipy.io.savemat(out / "reconstruction.mat", {"image": array}, do_compression=True)
 
 
-def write_pictures(out: Path, images: dict[str, Tensor], reference: Tensor | None) -> None:
-    """`montage.png`, `xt_profile.png` and `cine.gif`, the reference first when there is one."""
+def write_pictures(
+    out: Path, images: dict[str, Tensor], reference: Tensor | None, deviation: Tensor | None = None
+) -> None:
+    """`montage.png`, `xt_profile.png` and `cine.gif`, the reference first when there is one; `deviation.png`."""
     series = {} if reference is None else {"reference": reference.abs().numpy()}
     series.update({name: image.abs().numpy() for name, image in images.items()})
     name = None if reference is None else "reference"
@@ -335,6 +341,9 @@ def write_pictures(out: Path, images: dict[str, Tensor], reference: Tensor | Non
     montage(out / "montage.png", series, name, sorted({0, frames // 3, 2 * frames // 3}))
     xt_profile(out / "xt_profile.png", series, name, moving_row(images["gldm"]))
     film(out / "cine.gif", series, name)
+    if deviation is not None:
+        error = None if reference is None else (images["gldm"] - reference).abs().numpy()
+        deviation_picture(out / "deviation.png", images["gldm"].abs().numpy(), deviation.numpy(), error, frames // 3)
 
 
 def report(out: Path, rows: list[dict]) -> str:

@@ -7,6 +7,7 @@ k-space of a scan of unit scale and see it, as the priors do, through a weight w
 import json
 import math
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from mri.lowrank import HankelLowRank
 from mri.masks import acs_rows, is_lines
 from mri.weighting import KspaceWeight, from_channels, to_channels
 from sde_lib import VESDE
+from uncertainty import deviation_map
 from utils.errors import InputError
 
 Tensor = torch.Tensor
@@ -341,6 +343,7 @@ class Trust:
 
     sigma: float  # noise level that fits the start's error; 0 when no level helps
     alpha: float  # how far to follow the denoiser, 0 … 1
+    error: float  # standard deviation per real channel of the start's error, estimated
     error_before: float  # weighted error of the OU on the hidden samples
     error_after: float  # the same after the denoiser
 
@@ -366,15 +369,16 @@ def find_trust(
     config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
-        return Trust(0.0, 0.0, 0.0, 0.0)
+        return Trust(0.0, 0.0, 0.0, 0.0, 0.0)
     start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
     with_context = all(prior.context is not None for prior in priors)
     weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0) if with_context else priors[-1].weight
     error = weight(measured - start)[hidden]
     before = error.norm().item()
-    best = Trust(0.0, 0.0, before, before)
+    estimate = missing_error(measured - start, hidden, mask)
+    best = Trust(0.0, 0.0, estimate, before, before)
     if with_context:
-        level, factors = missing_error(measured - start, hidden, mask), config.sampling.error_levels
+        level, factors = estimate, config.sampling.error_levels
     else:
         level, factors = priors[-1].weight.data_std, config.sampling.trust_levels
     for factor in factors:
@@ -387,7 +391,7 @@ def find_trust(
         after = (error - alpha * change).norm().item()
         # a gain smaller than the margin is chance, or lies in how hidden samples differ from missing ones
         if after < min(best.error_after, (1 - config.sampling.trust_margin) * before):
-            best = Trust(factor * level, alpha.item(), before, after)
+            best = Trust(factor * level, alpha.item(), estimate, before, after)
         if bar is not None:
             told = {"hidden_error": best.error_after / max(before, 1e-30), "sigma": best.sigma, "alpha": best.alpha}
             bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
@@ -436,6 +440,7 @@ class Reconstruction:
     """What `reconstruct` returns."""
 
     image: Tensor  # complex64 (frames, height, width), in the input's units
+    deviation: Tensor | None  # likely error, real, same shape and units; with `sampling.samples`
     log: list[dict[str, float]]  # per step: sigma, residual of the data before data consistency
     settings: dict  # configuration, seed, checkpoints, scale, network passes per frame
 
@@ -490,6 +495,9 @@ def reconstruct(
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
     with_context = all(prior.context is not None for prior in priors)
+    deviation = None
+    if sampling.samples and not with_context:
+        raise InputError("sampling.samples needs priors with context, as the shipped ones of --sampler cascade are.")
     tried = len(sampling.error_levels) if with_context else len(sampling.trust_levels) * len(priors)
     with tqdm(total=sampling.iterations, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
@@ -511,9 +519,15 @@ def reconstruct(
                 return prior.denoise(x, sigma, mask, config.data.periodic)
 
             result = few_step_cascade(start, dc, unit, denoise, taken, sampling.churn, generator, log)
-            passes = len(log.steps) + tried
+            passes = len(log.steps) + tried + sampling.samples
+            if sampling.samples:
+                left = trust.error
+                for step in taken:
+                    left *= 1 - step.share * (1 - step.prior.remaining)
+                last = partial(denoise, priors[-1])
+                deviation = deviation_map(result, mask, left, last, sampling.samples, generator).cpu() * scale
     settings["passes_per_frame"] = passes
-    return Reconstruction((ifft2c(result) * scale).cpu(), log.steps, settings)
+    return Reconstruction((ifft2c(result) * scale).cpu(), deviation, log.steps, settings)
 
 
 def check_settings(config, mask: Tensor) -> None:
@@ -532,6 +546,8 @@ def check_settings(config, mask: Tensor) -> None:
         )
     if sampling.copies < 1 or sampling.steps < 1 or not sampling.trust_levels:
         raise InputError("sampling.copies and sampling.steps must be at least 1, and trust_levels not empty.")
+    if sampling.samples == 1 or sampling.samples < 0:
+        raise InputError(f"sampling.samples must be 0 or at least 2, not {sampling.samples}.")
     unit.check(*mask.shape)
     if sampling.sampler == "cascade" and is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
         raise InputError(

@@ -113,6 +113,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.trust_levels = (0.02, 0.05, 0.1, 0.2, 0.4)    # cascade: first noise levels tried, in units of data_std
     sampling.error_levels = (1.25,)  # cascade, priors with context: likewise, in units of the estimated error
     sampling.trust_margin = 0.005 # cascade: share of the error on hidden samples that the priors must explain
+    sampling.samples = 0          # cascade: posterior samples for a map of the likely error; 0: no map
     sampling.sigma_max = 4.0      # published: first noise level
     sampling.sigma_min = 0.01     # published: last noise level, reached only when iterations = num_scales
     sampling.num_scales = 1000    # published: N, levels between the two

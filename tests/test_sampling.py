@@ -309,7 +309,7 @@ def test_cascade_counts_its_passes(scan, models, few, monkeypatch):
 
 
 def _trust_found_at(sigma, alpha):
-    return lambda *arguments: Trust(sigma, alpha, 1.0, 0.9)
+    return lambda *arguments: Trust(sigma, alpha, 0.1, 1.0, 0.9)
 
 
 def test_a_prior_that_does_not_help_is_not_trusted(scan, models, few):
@@ -348,7 +348,7 @@ def test_deterministic_steps_move_by_alpha(scan, few):
         residual = staticmethod(lambda k: 0.0)
         step = staticmethod(lambda **numbers: None)
 
-    steps = schedule(Trust(0.2, 0.3, 1, 1), [Constant(), Constant()], few.sampling.steps)
+    steps = schedule(Trust(0.2, 0.3, 0.1, 1, 1), [Constant(), Constant()], few.sampling.steps)
     assert len(steps) == 4
     arguments = (lambda k, std: k, unit, lambda prior, x, sigma: torch.ones_like(x), steps, 0.0)
     result = few_step_cascade(start, *arguments, torch.Generator(), Log)

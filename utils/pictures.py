@@ -100,6 +100,25 @@ def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frame
         imageio.imwrite(temporary, np.stack(pictures), extension=".gif", duration=1000 / frames_per_second, loop=0)
 
 
+def deviation_picture(
+    path: Path, image: np.ndarray, deviation: np.ndarray, error: np.ndarray | None, frame: int
+) -> None:
+    """PNG: a frame, its likely error, and where it is known the error itself on the same scale.
+
+    All magnitudes `(frames, height, width)` in the same units.
+    """
+    maps = {"likely error": deviation[frame]} | ({} if error is None else {"error": error[frame]})
+    top = float(np.percentile(deviation[frame], 99.5))
+    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.4 * (1 + len(maps)), 2.3), layout="constrained")
+    axes[0].imshow(image[frame], cmap="gray", vmin=0, vmax=np.percentile(image, 99.5))
+    axes[0].set_title(f"gldm, frame {frame}", fontsize=9)
+    for axis, (name, values) in zip(axes[1:], maps.items(), strict=True):
+        shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=top)
+        axis.set_title(name, fontsize=9)
+    _scale(figure, shown, axes[-1])
+    _finish(figure, axes, path)
+
+
 def contact_sheet(path: Path, scans: list[np.ndarray], columns: int = 8) -> None:
     """PNG of many scans: of each its first frame, its frame half way, and its middle row over time.
 

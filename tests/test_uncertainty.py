@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.calibration import calibration
+from mri.fourier import fft2c, ifft2c
+from mri.masks import make_mask
+from uncertainty import deviation_map
+
+
+def test_more_where_the_denoiser_knows_less():
+    """A denoiser that takes all noise off the left half and none off the right half."""
+    mask = make_mask("uniform", (6, 64, 64), 4, 8)
+    truth = torch.zeros(6, 64, 64, dtype=torch.complex64)
+
+    def denoise(kspace, sigma):
+        image = ifft2c(kspace)
+        image[..., :32] = 0
+        return fft2c(image)
+
+    maps = [
+        deviation_map(truth, mask, 0.1, denoise, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    ]
+    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
+    assert maps[0].square().mean() == pytest.approx(2 * 0.1**2, rel=1e-3)
+    assert maps[0][..., 40:].mean() > 20 * maps[0][..., :24].mean()
+
+
+def test_calibration_of_a_known_deviation():
+    rng = np.random.default_rng(0)
+    deviation = rng.uniform(0.5, 2, (4, 64, 64))
+    error = deviation * rng.standard_normal(deviation.shape)
+    groups = calibration(deviation, error)
+    assert len(groups) == 10 and all(g["error"] == pytest.approx(g["predicted"], rel=0.1) for g in groups)
+    flat = calibration(deviation, np.ones_like(deviation))
+    assert {round(g["error"], 6) for g in flat} == {1}
