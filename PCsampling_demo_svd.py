@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 import run_lib
 from datasets import Acquisition, acquisition_from_file, embedded_acquisition, reference_from_file
-from sampling import shipped
+from priors import shipped
 from utils.errors import InputError, define_config, exit_on_input_error, run_command
 from utils.files import numbered_folder, refuse_existing, refuse_unwritable
 

@@ -24,7 +24,7 @@ from losses import Score, completion_loss, denoise, dsm_loss
 from models.context import Context
 from mri.fourier import ifft2c
 from mri.weighting import KspaceWeight, from_channels
-from sampling import load_prior
+from priors import load_prior
 from sde_lib import VESDE
 from utils.errors import InputError
 

@@ -29,7 +29,9 @@ from mri.fourier import ifft2c
 from mri.interleave import pseudo_reference
 from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
-from sampling import Prior, Reconstruction, load_prior, optimization_unit_alone, reconstruct, with_periodicity
+from optimization_unit import optimization_unit_alone, with_periodicity
+from priors import MODELS, Prior, load_prior
+from sampling import Reconstruction, reconstruct
 from utils.errors import InputError
 from utils.files import atomic_folder, atomic_path, refuse_existing, refuse_unwritable
 from utils.pictures import deviation_picture, film, montage, xt_profile
@@ -37,7 +39,6 @@ from utils.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
 
-MODELS = ("global", "local")
 METRICS = ("method", *COLUMNS, "seconds")
 MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "optim", "seed")  # to resume a run
 

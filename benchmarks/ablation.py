@@ -18,7 +18,9 @@ from benchmarks import scans
 from benchmarks.baselines.fillings import nearest_merge, zero_filled
 from benchmarks.quality import Method, measure, ours, plain
 from benchmarks.scores import SCORES, write_record
-from sampling import SAMPLERS, Prior, optimization_unit_alone
+from optimization_unit import optimization_unit_alone
+from priors import Prior
+from sampling import SAMPLERS
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 from utils.tables import markdown, write_csv

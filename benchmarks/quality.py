@@ -21,7 +21,9 @@ from benchmarks.panel import panel
 from benchmarks.scores import SCORES, over_seeds, timed, write_record
 from datasets import Acquisition
 from mri.metrics import evaluate, moving_row
-from sampling import MODELS, Prior, load_prior, optimization_unit_alone, reconstruct, shipped, with_periodicity
+from optimization_unit import optimization_unit_alone, with_periodicity
+from priors import MODELS, Prior, load_prior, shipped
+from sampling import reconstruct
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 from utils.tables import markdown, write_csv

@@ -12,7 +12,7 @@ import torch
 from configs.ve.cpu_demo import get_config
 from datasets import Acquisition, acquisition_from_file, embedded_acquisition, scan_files
 from mri.masks import PATTERNS
-from sampling import Prior, load_prior
+from priors import Prior, load_prior
 from utils.errors import InputError
 
 

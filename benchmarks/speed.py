@@ -27,7 +27,8 @@ from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
 from mri.lowrank import HankelLowRank, published_rank
 from mri.weighting import to_channels
-from sampling import SAMPLERS, load_prior, reconstruct, shipped
+from priors import load_prior, shipped
+from sampling import SAMPLERS, reconstruct
 from utils.errors import InputError, exit_on_input_error
 from utils.files import refuse_existing
 from utils.tables import markdown, write_csv, write_markdown

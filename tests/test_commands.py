@@ -21,7 +21,7 @@ from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
-from sampling import load_prior
+from priors import load_prior
 from utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]

@@ -12,21 +12,11 @@ from mri.fourier import fft2c, ifft2c
 from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.weighting import KspaceWeight, to_channels
-from sampling import (
-    NOISE_FLOORS,
-    OptimizationUnit,
-    Prior,
-    Trust,
-    few_step_cascade,
-    find_trust,
-    load_prior,
-    optimization_unit_alone,
-    published_cascade,
-    reconstruct,
-    schedule,
-    with_noise_floor,
-)
+from optimization_unit import NOISE_FLOORS, OptimizationUnit, optimization_unit_alone, with_noise_floor
+from priors import Prior, load_prior
+from sampling import few_step_cascade, published_cascade, reconstruct, schedule
 from sde_lib import VESDE
+from trust import Trust, find_trust
 from utils.errors import InputError
 
 
@@ -279,7 +269,7 @@ def test_noise_floor_is_found_on_hidden_samples(scan, few, monkeypatch):
     assert found.ou.noise_floor in NOISE_FLOORS and few.ou.noise_floor == 0
     spoiled = torch.where(scan.mask, measured, 9)
     assert with_noise_floor(few, spoiled, scan.mask, 0).ou.noise_floor == found.ou.noise_floor
-    monkeypatch.setattr("sampling.NOISE_FLOORS", (10.0, found.ou.noise_floor))
+    monkeypatch.setattr("optimization_unit.NOISE_FLOORS", (10.0, found.ou.noise_floor))
     assert with_noise_floor(few, measured, scan.mask, 0).ou.noise_floor == found.ou.noise_floor
     image = optimization_unit_alone(scan.kspace, scan.mask, few)
     assert torch.equal(image, optimization_unit_alone(scan.kspace, scan.mask, found))

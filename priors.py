@@ -1,0 +1,100 @@
+"""GM and LM as the samplers use them: a network, what it sees of a scan, and its file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from models.checkpoint import load_model
+from models.context import Context
+from models.convert import load_published
+from models.ncsnpp import NCSNpp
+from mri.fourier import fft2c, ifft2c
+from mri.weighting import KspaceWeight, from_channels, to_channels
+from utils.errors import InputError
+
+Tensor = torch.Tensor
+
+MODELS = ("global", "local")
+
+
+def shipped(name: str, sampler: str) -> Path:
+    """The shipped checkpoint of GM or LM (`name`): with context for `cascade`, the paper's kind for `published`."""
+    folder = Path(__file__).parent / "checkpoints"
+    return (folder / "dsm" if sampler == "published" else folder) / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A score network, and how it sees a scan: weighted k-space (published), or images with context."""
+
+    network: NCSNpp
+    weight: KspaceWeight
+    path: str
+    batch_size: int = 16  # frames per network pass
+    context: Context | None = None  # None: k-space, frame by frame
+    remaining: float = 0.0  # with context: share of the error that it left in training
+
+    def denoise(self, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
+        """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie), of a whole scan.
+
+        Parameters
+        ----------
+        kspace
+            weighted k-space, complex `(frames, height, width)`.
+        mask, periodic
+            for the context, see `models.context.Context`.
+        """
+        level = max(sigma, self.network.config["sigma_min"])
+        if self.context is None:
+            return kspace + sigma**2 * from_channels(self.score(to_channels(kspace), level))
+        image = ifft2c(kspace)
+        score = self.score(torch.cat([to_channels(image), self.context(image, mask, level, periodic)], dim=1), level)
+        return kspace + sigma**2 * fft2c(from_channels(score))
+
+    @torch.no_grad()
+    def score(self, x: Tensor, sigma: float) -> Tensor:
+        """∇ log p_σ of frames: real `(frames, 2, height, width)`, of x the same and its context channels.
+
+        Sizes that the network cannot halve often enough are mirrored at the edge for the pass.
+        """
+        height, width = x.shape[-2:]
+        divisor = self.network.divisor
+        bottom, right = -height % divisor, -width % divisor
+        padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
+        scores = [
+            self.network(chunk, torch.full((len(chunk),), sigma, device=x.device))
+            for chunk in padded.split(self.batch_size)
+        ]
+        return torch.cat(scores)[..., :height, :width]
+
+
+def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size: int = 16) -> Prior:
+    """A prior from our `.safetensors` or a published `.pth` (which then has the published weight).
+
+    Raises
+    ------
+    InputError
+        when the file is missing, truncated, or of another architecture.
+    """
+    if Path(path).suffix == ".pth":
+        network, weight, context = load_published(path), KspaceWeight.published(), None
+    elif Path(path).suffix == ".safetensors":
+        network, metadata = load_model(path)
+        try:
+            weight = KspaceWeight(**metadata["weight"])
+            context = Context.from_config(metadata["context"]) if "context" in metadata else None
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{path} has no k-space weight; use a checkpoint that main.py --mode=train wrote."
+            ) from None
+    else:
+        raise InputError(f"{path}: a checkpoint is a .safetensors of main.py or a published .pth; give one of these.")
+    if network.config["num_channels"] != 2:
+        raise InputError(
+            f"{path} is a network of {network.config['num_channels']} channels; k-space has 2, real and imaginary: "
+            "use a checkpoint of this project or a published one."
+        )
+    network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    remaining = metadata.get("loss", 1.0) ** 0.5 if context is not None else 0.0
+    return Prior(network, weight, str(path), batch_size, context, remaining)
