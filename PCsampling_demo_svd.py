@@ -94,6 +94,12 @@ def configuration() -> ConfigDict:
     config = FLAGS.config
     if FLAGS.mask and FLAGS.pattern:
         raise InputError("give --mask (a file) or --pattern (a mask to generate), not both.")
+    for owner, owned in {"data": ("key", "kind", "frames_axis", "dc", "phase"), "mask": ("mask_key",)}.items():
+        useless = [f"--{name}" for name in owned if FLAGS[name].value is not None]
+        if FLAGS[owner].value is None and useless:
+            raise InputError(f"{', '.join(useless)} cannot apply without --{owner}; give it too, or leave them out.")
+    if FLAGS.mask and (FLAGS.acceleration is not None or FLAGS.acs is not None):
+        raise InputError(f"--mask {FLAGS.mask} says what was sampled; leave out --acceleration and --acs.")
     for flag, field in SHORTHANDS.items():
         if FLAGS[flag].value is not None:
             config.update_from_flattened_dict({field: FLAGS[flag].value})

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -107,8 +108,13 @@ def measurement_mask(config, shape: tuple[int, int, int]) -> Tensor:
 def _resize_mask(config, mask: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """A mask file's first frames and centre, where the scan itself was cut to frames or size."""
     frames, height, width = shape
-    if config.data.scan_frames and mask.ndim == 3 and mask.shape[0] > frames:
+    if mask.ndim == 2 and mask.shape[1] < mask.shape[0] and mask.shape != (height, width):
+        mask = mask.T  # lines per frame, frames first
+    if config.data.scan_frames and mask.shape[0] > frames and mask.shape != (height, width):
         mask = mask[:frames]
+    if config.data.scan_size and mask.ndim == 2 and mask.shape[1] > height and len(mask) == frames:
+        top = mask.shape[1] // 2 - height // 2
+        mask = mask[:, top : top + height]
     if config.data.scan_size and mask.ndim == 3 and mask.shape[1] >= height and mask.shape[2] >= width:
         top, left = mask.shape[1] // 2 - height // 2, mask.shape[2] // 2 - width // 2
         mask = mask[:, top : top + height, left : left + width]
@@ -125,25 +131,30 @@ def reference_from_file(config, path: str, key: str | None, scan: Acquisition) -
     InputError
         for under-sampled k-space, or another shape than the scan's.
     """
-    try:
-        file = load_scan(path, key)
-    except InputError:
-        if config.data.frames_axis is None:
-            raise
-        file = load_scan(path, key, frames_axis=config.data.frames_axis)
-    if file.kind == "kspace":
-        kspace, _ = _resize_kspace(config, file)
-        if not _sampled_locations(kspace).all():
-            raise InputError(f"{path} is under-sampled k-space; a reference is fully sampled: give its images.")
-        image = ifft2c(kspace)
-    else:
-        image, _ = _resize_image(config, file)
-    if image.shape != scan.kspace.shape:
-        raise InputError(
-            f"{path}: shape {tuple(image.shape)} is not the scan's {tuple(scan.kspace.shape)}; "
-            "give fully sampled images of the same frames and size."
-        )
-    return image
+    images, problems = [], []
+    for frames_axis, dc in dict.fromkeys(product((None, config.data.frames_axis), ("center", config.data.dc))):
+        try:
+            images.append(_reference_image(config, load_scan(path, key, None, frames_axis, dc)))
+        except InputError as error:
+            problems.append(error)
+    for image in images:  # a file may be laid out as the scan's is, or otherwise
+        if image.shape == scan.kspace.shape:
+            return image
+    if not images:
+        raise problems[0]
+    raise InputError(
+        f"{path}: shape {tuple(images[0].shape)} is not the scan's {tuple(scan.kspace.shape)}; "
+        "give fully sampled images of the same frames and size."
+    )
+
+
+def _reference_image(config, file: Scan) -> Tensor:
+    if file.kind != "kspace":
+        return _resize_image(config, file)[0]
+    kspace, _ = _resize_kspace(config, file)
+    if not _sampled_locations(kspace).all():
+        raise InputError(f"{file.path} is under-sampled k-space; a reference is fully sampled: give its images.")
+    return ifft2c(kspace)
 
 
 def _undersample(config, name: str, image: Tensor, found: str, sha256: str) -> Acquisition:
@@ -173,11 +184,13 @@ def _already_undersampled(
 def _sampled_locations(kspace: Tensor) -> Tensor:
     """Where k-space was measured: its non-zero samples, whole lines where lines were measured."""
     sampled = kspace != 0
-    for axis in (-1, -2):
+    for axis, across in ((-1, -2), (-2, -1)):
         line_fraction = sampled.double().mean(dim=axis, keepdim=True)
-        # a stray exact zero inside a measured line is a value, not a gap
-        if ((line_fraction == 0) | (line_fraction > 0.9)).all():
-            sampled = (line_fraction > 0).expand_as(sampled)
+        filled = (line_fraction > 0).expand_as(sampled)
+        # a stray exact zero inside a measured line is a value, not a gap; a whole empty line across is a gap
+        empty_across = ~sampled.any(dim=across, keepdim=True)
+        if ((line_fraction == 0) | (line_fraction > 0.9)).all() and not (filled & empty_across).any():
+            return filled
     return sampled
 
 
@@ -342,7 +355,7 @@ def prepare_scene(folder: str | os.PathLike, number: int, size: int) -> Path:
         image = image / image.abs().max()
     else:
         image, periodic = make_scene(frames, size, size, number)
-    measurement = acquire(image, periodic, number)
+    measurement = acquire(image, number)
     scale = scan_scale(measurement.kspace, measurement.mask)
     measured, mask = measurement.kspace / scale, measurement.mask
     start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)

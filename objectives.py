@@ -1,10 +1,9 @@
-"""What a prior is trained for: `dsm` (the paper's), `synthetic` (moving scenes), `measured` (the scan itself).
+"""What a prior is trained for: `dsm` (the paper's) or `synthetic` (moving scenes).
 
 An objective draws its batches, gives the loss of a network on one, and says what a checkpoint must record so that
 a reconstruction can use the network.
 """
 
-import hashlib
 from pathlib import Path
 
 import ml_collections
@@ -23,6 +22,7 @@ from datasets import (
 from losses import Score, completion_loss, denoise, dsm_loss
 from models.context import Context
 from mri.fourier import ifft2c
+from mri.io import sha256
 from mri.weighting import KspaceWeight, from_channels
 from priors import load_prior
 from sde_lib import VESDE
@@ -48,7 +48,7 @@ class DenoisingScoreMatching:
 
     def metadata(self) -> dict:
         """What `sampling.load_prior` needs beside the network."""
-        return {"weight": self.weight.to_dict(), "domain": "kspace", "objective": "dsm"}
+        return {"weight": self.weight.to_dict(), "objective": "dsm"}
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
@@ -78,9 +78,7 @@ class Completion:
 
     def metadata(self) -> dict:
         plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
-        return {
-            "weight": plain.to_dict(), "domain": "image", "objective": "synthetic", "context": self.context.to_dict(),
-        }  # fmt: skip
+        return {"weight": plain.to_dict(), "objective": "synthetic", "context": self.context.to_dict()}
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
@@ -110,6 +108,9 @@ def make_objective(config: ml_collections.ConfigDict, workdir: Path, name: str):
         return DenoisingScoreMatching(config, pseudo_reference_frames(config, scans, name), name)
     if settings.objective != "synthetic":
         raise InputError(f"training.objective '{settings.objective}' is unknown; choose {' or '.join(OBJECTIVES)}.")
+    path = workdir / "global" / "model.safetensors"
+    if name == "local" and not path.is_file():
+        raise InputError(f"{path} is not there, and LM learns from what GM leaves; train --model=global first.")
     numbers = range(1, settings.scenes + 1)
     drawn = [
         prepare_scene(workdir / "scenes", number, config.data.image_size)
@@ -117,10 +118,8 @@ def make_objective(config: ml_collections.ConfigDict, workdir: Path, name: str):
     ]
     if name == "local":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        path = workdir / "global" / "model.safetensors"
         prior = load_prior(path, device)
-        with path.open("rb") as file:  # named by the GM that made them: another one makes others
-            folder = workdir / f"scenes_after_global_{hashlib.file_digest(file, 'sha256').hexdigest()[:12]}"
+        folder = workdir / f"scenes_after_global_{sha256(path)[:12]}"  # another GM makes others
         drawn = [
             advance_scene(file, folder, prior)
             for file in tqdm(drawn, desc="scenes after GM", unit="scene")

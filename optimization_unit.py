@@ -105,6 +105,8 @@ def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
         return config
     config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
+    if not hidden.any():
+        raise InputError("ou.noise_floor = 0 asks to find it, but the mask leaves no sample to hide; give a value.")
     weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
     known = torch.where(kept, measured, 0)
     tried = config.copy_and_resolve_references()

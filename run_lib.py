@@ -27,6 +27,7 @@ from models.context import Context
 from models.ncsnpp import NCSNpp
 from mri.fourier import ifft2c
 from mri.interleave import pseudo_reference
+from mri.io import sha256
 from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
 from optimization_unit import optimization_unit_alone, with_periodicity
@@ -40,7 +41,11 @@ from utils.tables import markdown, write_csv, write_markdown
 Tensor = torch.Tensor
 
 METRICS = ("method", *COLUMNS, "seconds")
-MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "optim", "seed")  # to resume a run
+# of a configuration, to resume a run
+MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "training", "optim", "seed")
+FREE_TO_CHANGE = (  # of config.training, n_iters only under a constant rate: the other depends on it
+    "n_iters", "log_freq", "image_freq", "snapshot_freq", "snapshot_freq_for_preemption", "keep_snapshots", "compile",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -62,11 +67,20 @@ def check_training(config: ml_collections.ConfigDict) -> None:
     """Raise `InputError` for a number that leaves nothing to train."""
     least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
              "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
-             "data.image_size": 32, "data.frames": 2, "data.phantoms": 0 if config.data.path else 1}
+             "training.scenes": 1, "training.scene_frames": 1, "sampling.batch_size": 1,
+             "data.image_size": 64, "data.frames": 2, "data.phantoms": 0 if config.data.path else 1}
     for field, smallest in least.items():
         part, name = field.split(".")
         if config[part][name] < smallest:
             raise InputError(f"{field} must be at least {smallest}, not {config[part][name]}.")
+    if config.training.max_gain < 1 or config.training.sigma_jitter < 0:
+        raise InputError("training.max_gain must be at least 1, and training.sigma_jitter at least 0.")
+    for field, known in {"optim.schedule": ("constant", "cosine"), "data.phase": ("smooth", "none")}.items():
+        part, name = field.split(".")
+        if config[part][name] not in known:
+            raise InputError(f"{field} '{config[part][name]}' is unknown; choose {' or '.join(known)}.")
+    if config.data.num_channels != 2:
+        raise InputError(f"data.num_channels must be 2, real and imaginary part, not {config.data.num_channels}.")
 
 
 def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
@@ -99,8 +113,15 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
+
+    def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            signal.signal(signal.SIGTERM, self._ask)
+            self.before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.before)
 
     def _ask(self, *_) -> None:
         self.asked = True
@@ -128,9 +149,14 @@ class Training:
         if resume_from.exists():
             self._resume(resume_from)
         if self.step >= settings.n_iters:
-            print(f"{self.folder} is at step {self.step} already; raise training.n_iters to go on")
+            print(f"{self.folder} is at step {self.step} already, all of training.n_iters")
             return
-        stop = StopRequest()
+        with StopRequest() as stop:
+            self._steps(stop, resume_from)
+        print(f"wrote {self.folder / 'model.safetensors'}")
+
+    def _steps(self, stop: StopRequest, resume_from: Path) -> None:
+        settings = self.config.training
         writer = SummaryWriter(self.folder / "tensorboard")
         bar = tqdm(total=settings.n_iters, initial=self.step, desc=f"train {self.name}", unit="step")
         since = (time.perf_counter(), self.step)
@@ -158,7 +184,6 @@ class Training:
                 sys.exit(143)
         bar.close()
         writer.close()
-        print(f"wrote {self.folder / 'model.safetensors'}")
 
     def _prune(self) -> None:
         """Remove all but the newest kept checkpoints: one of the published network takes 1 GB."""
@@ -186,6 +211,7 @@ class Training:
             "step": self.step,
             "mean_loss": self.mean_loss,
             "generator": self.generator.get_state(),
+            "torch_generator": torch.get_rng_state(),  # of dropout
             "config": self.config.to_json(),
         }
         with atomic_path(path) as temporary:
@@ -207,12 +233,16 @@ class Training:
     def _resume(self, path: Path) -> None:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
+            then, now = json.loads(state["config"]), json.loads(self.config.to_json())
         except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
             raise InputError(
                 f"{path} is truncated or no checkpoint of this training; put the newest file of "
                 f"{self.folder / 'checkpoints'} in its place, or remove it to begin again."
             ) from None
-        then, now = json.loads(state["config"]), json.loads(self.config.to_json())
+        for config in (then, now):
+            cosine = config["optim"].get("schedule") == "cosine"
+            free = FREE_TO_CHANGE if not cosine else [field for field in FREE_TO_CHANGE if field != "n_iters"]
+            config["training"] = {name: value for name, value in config["training"].items() if name not in free}
         for part in MUST_MATCH:
             if then.get(part) != now[part]:
                 before = then.get(part, {})
@@ -225,6 +255,7 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
         self.generator.set_state(state["generator"].cpu())
+        torch.set_rng_state(state["torch_generator"].cpu())
         self.step, self.mean_loss = state["step"], state["mean_loss"]
         print(f"resuming {path} at step {self.step}")
 
@@ -295,17 +326,21 @@ def reconstruct_scan(
     record = {
         "scan": scan.found,
         "sha256": scan.sha256,
+        "mask_sha256": sha256(config.mask.path) if config.mask.path else "",
+        "checkpoints_sha256": [sha256(path) for path in result.settings["checkpoints"]],
+        "threads": torch.get_num_threads(),
         "command": command_line(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "ml_collections")},
         "python": platform.python_version(),
         **result.settings,
         "log": result.log,
     }
-    if result.settings.get("trust", {}).get("sigma") == 0:
-        print(
-            "the priors predict the samples hidden from them no better than the optimization unit does: "
-            "the result is the unit's"
-        )
+    trust = result.settings.get("trust", {})
+    if trust.get("sigma") == 0:
+        why = "predict the samples hidden from them no better than the optimization unit does"
+        if not trust["hidden"]:
+            why = "cannot be tested, because the mask leaves no sample to hide from them"
+        print(f"the priors {why}: the result is the optimization unit's")
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
@@ -387,7 +422,9 @@ def evaluate_folder(
         write_csv(out / "metrics.csv", rows, columns)
         write_markdown(out / "metrics.md", rows, columns)
         print(markdown(rows, columns) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")
-    elif len(failures) < len(sources):
+    for name in ("metrics.csv", "metrics.md") if not rows else ():  # of a run that is replaced
+        (out / name).unlink(missing_ok=True)
+    if not rows and len(failures) < len(sources):
         print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
     if failures:
         raise InputError(f"{len(failures)} of {len(sources)} scans left out: " + " | ".join(failures))

@@ -16,7 +16,7 @@ from configs.ve.cpu_demo import get_config
 from mri.consistency import data_consistency, data_residual, scan_scale
 from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
-from mri.masks import acs_rows, is_lines
+from mri.masks import acs_rows, is_lines, lines_along_rows
 from mri.weighting import from_channels, to_channels
 from optimization_unit import OptimizationUnit, with_noise_floor, with_periodicity
 from priors import MODELS, Prior, load_prior, shipped
@@ -197,6 +197,7 @@ def reconstruct(
     """
     config = config or get_config()
     sampling = config.sampling
+    kspace, mask = checked_scan(kspace, mask)
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
     priors = [models[name] or load_prior(shipped(name, sampling.sampler), device) for name in sampling.order]
@@ -239,7 +240,7 @@ def reconstruct(
                 return prior.denoise(x, sigma, mask, config.data.periodic)
 
             result = few_step_cascade(start, dc, unit, denoise, taken, sampling.churn, generator, log)
-            passes = len(log.steps) + tried + sampling.samples
+            passes = len(log.steps) + (tried if trust.hidden else 0) + sampling.samples
             if sampling.samples:
                 left = trust.error
                 for step in taken:
@@ -248,6 +249,22 @@ def reconstruct(
                 deviation = deviation_map(result, mask, left, last, sampling.samples, generator).cpu() * scale
     settings["passes_per_frame"] = passes
     return Reconstruction((ifft2c(result) * scale).cpu(), deviation, log.steps, settings)
+
+
+def checked_scan(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """k-space as complex64 and the mask; raises `InputError` when they are no scan."""
+    if kspace.ndim != 3 or not kspace.is_complex() or len(kspace) < 2:
+        raise InputError(
+            f"k-space is complex (frames, height, width) of 2 frames or more, not {kspace.dtype} {tuple(kspace.shape)}."
+        )
+    if mask.dtype != torch.bool or mask.shape != kspace.shape:
+        raise InputError(
+            f"the mask is boolean and of the shape of the k-space {tuple(kspace.shape)}, not {mask.dtype} "
+            f"{tuple(mask.shape)}; see mri.masks.fit_mask."
+        )
+    if not kspace[mask].isfinite().all() or not mask.flatten(1).any(dim=1).all():
+        raise InputError("every frame needs a measured sample, and no sample may be NaN or infinite; check the scan.")
+    return kspace.to(torch.complex64), mask
 
 
 def check_settings(config, mask: Tensor) -> None:
@@ -264,20 +281,31 @@ def check_settings(config, mask: Tensor) -> None:
             f"sampling.iterations must lie between 1 and num_scales = {sampling.num_scales}, "
             f"not {sampling.iterations}."
         )
-    if sampling.copies < 1 or sampling.steps < 1 or not sampling.trust_levels:
-        raise InputError("sampling.copies and sampling.steps must be at least 1, and trust_levels not empty.")
+    if min(sampling.copies, sampling.steps, sampling.batch_size) < 1:
+        raise InputError("sampling.copies, sampling.steps and sampling.batch_size must be at least 1.")
+    if not sampling.trust_levels or not sampling.error_levels:
+        raise InputError("sampling.trust_levels and sampling.error_levels must not be empty.")
+    if config.ou.anneal <= 0 or config.ou.noise_floor < 0:
+        raise InputError("ou.anneal must be above 0, and ou.noise_floor 0 or above.")
     if sampling.samples == 1 or sampling.samples < 0:
         raise InputError(f"sampling.samples must be 0 or at least 2, not {sampling.samples}.")
     unit.check(*mask.shape)
-    if sampling.sampler == "cascade" and is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
+    rows = lines_along_rows(mask)
+    if sampling.sampler == "cascade" and is_lines(rows) and acs_rows(rows).sum() < SMALLEST_ACS:
         raise InputError(
-            f"the mask has {acs_rows(mask).sum()} ACS lines and the cascade finds its noise level from at least "
+            f"the mask has {acs_rows(rows).sum()} ACS lines and the cascade finds its noise level from at least "
             f"{SMALLEST_ACS}; sample more central lines in every frame, or use --sampler published."
         )
 
 
 def check_noise_levels(sampling, priors: list[Prior]) -> None:
     """Raise `InputError` when the sampler would ask a checkpoint for noise levels it was not trained for."""
+    kinds = {(prior.context is None, prior.context is None and prior.weight.data_std) for prior in priors}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{' and '.join(prior.path for prior in priors)} are of different kinds (k-space of one data_std, or "
+            "images with context); give GM and LM of one training."
+        )
     for prior in priors:
         if prior.context is not None and sampling.sampler == "published":
             raise InputError(

@@ -34,7 +34,3 @@ class VESDE:
     def discrete_sigmas(self) -> Tensor:
         """σ_0 = σ_min … σ_{N−1} = σ_max, evenly spaced in log σ: float32 `(num_scales,)`."""
         return torch.exp(torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), self.num_scales))
-
-    def prior(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """A sample of the SDE's prior at t = 1, N(0, σ_max²)."""
-        return self.sigma_max * torch.randn(shape, generator=generator)

@@ -30,6 +30,7 @@ class Trust:
     sigma: float  # noise level that fits the start's error; 0 when no level helps
     alpha: float  # how far to follow the denoiser, 0 … 1
     error: float  # standard deviation per real channel of the start's error, estimated
+    hidden: int  # samples that were hidden; 0 when the mask leaves none to hide
     error_before: float  # weighted error of the OU on the hidden samples
     error_after: float  # the same after the denoiser
 
@@ -55,14 +56,15 @@ def find_trust(
     config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
-        return Trust(0.0, 0.0, 0.0, 0.0, 0.0)
+        return Trust(0.0, 0.0, 0.0, 0, 0.0, 0.0)
     start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
     with_context = all(prior.context is not None for prior in priors)
     weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0) if with_context else priors[-1].weight
     error = weight(measured - start)[hidden]
     before = error.norm().item()
     estimate = missing_error(measured - start, hidden, mask)
-    best = Trust(0.0, 0.0, estimate, before, before)
+    count = int(hidden.sum())
+    best = Trust(0.0, 0.0, estimate, count, before, before)
     if with_context:
         level, factors = estimate, config.sampling.error_levels
     else:
@@ -77,7 +79,7 @@ def find_trust(
         after = (error - alpha * change).norm().item()
         # a gain smaller than the margin is chance, or lies in how hidden samples differ from missing ones
         if after < min(best.error_after, (1 - config.sampling.trust_margin) * before):
-            best = Trust(factor * level, alpha.item(), estimate, before, after)
+            best = Trust(factor * level, alpha.item(), estimate, count, before, after)
         if bar is not None:
             told = {"hidden_error": best.error_after / max(before, 1e-30), "sigma": best.sigma, "alpha": best.alpha}
             bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})

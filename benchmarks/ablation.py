@@ -65,7 +65,8 @@ def arrangements(
             continue  # it would be the row below once more: the OU chooses the start
         changed = config.copy_and_resolve_references()
         changed.ou.after = AFTER[ou]
-        yield Row(sampler, start, stages, ou, ours(changed, models, sampler=sampler, start=start, order=order))
+        method = ours(changed, lambda device: models, sampler=sampler, start=start, order=order)
+        yield Row(sampler, start, stages, ou, method)
 
 
 def unit_alone(config: ml_collections.ConfigDict, operator: str) -> Method:

@@ -64,20 +64,20 @@ def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, P
         "bart_llr": swept(bart.bart_llr, bart.LLR_STRENGTHS),
         "bart_tv": swept(bart.bart_tv, bart.TV_STRENGTHS),
         # the published sampler starts from zero-filled k-space
-        "gldm_published": ours(config, published_kind(models), sampler="published", start="zero_filled"),
-        "gldm_cascade": ours(config, published_kind(models), sampler="cascade"),
-        "gldm_synthetic": ours(config, context_kind(models), sampler="cascade"),
+        "gldm_published": ours(config, partial(published_kind, models), sampler="published", start="zero_filled"),
+        "gldm_cascade": ours(config, partial(published_kind, models), sampler="cascade"),
+        "gldm_synthetic": ours(config, lambda device: context_kind(models), sampler="cascade"),
     }
 
 
 Priors = tuple[Prior | None, Prior | None]
 
 
-def published_kind(models: Priors) -> Priors:
+def published_kind(models: Priors, device: torch.device | str = "cpu") -> Priors:
     """The models that were given if they are of the published kind (k-space, no context), else the shipped ones."""
     if all(model is not None and model.context is None for model in models):
         return models
-    return tuple(load_prior(shipped(name, "published")) for name in MODELS)
+    return tuple(load_prior(shipped(name, "published"), device) for name in MODELS)
 
 
 def context_kind(models: Priors) -> Priors:
@@ -93,12 +93,13 @@ def swept(function: Callable[[Tensor, Tensor, float], Tensor], strengths: tuple[
     return Method(lambda kspace, mask, seed, strength: (function(kspace, mask, strength), 0), strengths)
 
 
-def ours(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None], **sampling: str) -> Method:
+def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Priors], **sampling: str) -> Method:
+    """GLDM with the `models` of a device, asked for when they are needed."""
     config = config.copy_and_resolve_references()
     config.sampling.update(sampling)
 
     def run(kspace: Tensor, mask: Tensor, seed: int, strength: float) -> tuple[Tensor, int]:
-        result = reconstruct(kspace, mask, *models, config, seed, kspace.device)
+        result = reconstruct(kspace, mask, *models(kspace.device), config, seed, kspace.device)
         return result.image, result.settings["passes_per_frame"]
 
     return Method(run)

@@ -131,6 +131,8 @@ def cases(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> list[
     paths = [path for text in flags.data for path in words(text)]
     sources: list[Path | int] = [file for path in paths for file in scan_files(path)] or flags.phantoms
     found = [Case(*choice) for choice in product(sources, flags.pattern, flags.acceleration)]
+    if any(seed < 0 for seed in (*flags.phantoms, *flags.seeds)):
+        raise InputError("--phantoms and --seeds are whole numbers of 0 or above.")
     if not found or not flags.seeds:
         raise InputError("nothing to measure: give at least one scan, pattern, acceleration and seed.")
     names = {case.acquire(config, seed).name for case in found for seed in flags.seeds}
@@ -142,5 +144,7 @@ def cases(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> list[
 def priors(flags: argparse.Namespace) -> tuple[Prior | None, Prior | None]:
     """GM and LM of the flags; None stands for the shipped one."""
     paths = (flags.checkpoint_global, flags.checkpoint_local)
+    if any(paths) and not all(paths):
+        raise InputError("give --checkpoint_global and --checkpoint_local together: GM and LM of one training.")
     first, second = (load_prior(path, flags.device) if path else None for path in paths)
     return first, second

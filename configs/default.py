@@ -67,7 +67,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
 
     model.patch = 1               # pixels that the network takes as one, per side
 
-    # of the objectives synthetic and measured: images that a network sees beside the frame it denoises
+    # objective synthetic: images that a network sees beside the frame it denoises
     config.context = context = ml_collections.ConfigDict()
     for name, offsets, mean in (("global", (-4, -2, -1, 1, 2, 4), True), ("local", (-2, -1, 1, 2), False)):
         context[name] = images = ml_collections.ConfigDict()
@@ -108,7 +108,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.sampler = "published"          # published: the paper's; cascade: few steps from a matched noise level
     sampling.order = ("global", "local")    # the models of the cascade, in their order
     sampling.start = "zero_filled"          # zero_filled | pseudo_reference
-    sampling.steps = 6            # cascade: noise levels, one network pass each
+    sampling.steps = 6            # cascade, priors without context: noise levels, one network pass each
     sampling.churn = 0.0          # cascade: fresh noise per step, in units of its σ; 0: deterministic
     sampling.trust_levels = (0.02, 0.05, 0.1, 0.2, 0.4)    # cascade: first noise levels tried, in units of data_std
     sampling.error_levels = (1.25,)  # cascade, priors with context: likewise, in units of the estimated error
@@ -121,7 +121,9 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.snr = 0.075          # published: r of the Langevin corrector
     sampling.copies = 3           # published: noise copies that share a corrector step
     sampling.batch_size = 16      # frames per network pass
-    sampling.noise_std = 0.0      # of the measured samples, in units of the scan's scale; 0: hard data consistency
+    # standard deviation of the measured samples, in units of the scan's scale, for the data consistency of the steps
+    # with a prior; 0: hard, as in the OU alone, from which `cascade` starts
+    sampling.noise_std = 0.0
 
     config.ou = ou = ml_collections.ConfigDict()
     ou.after = "both"             # both: after GM and LM (paper, Fig. 1); last: after LM only (its code); never

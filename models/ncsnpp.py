@@ -316,7 +316,7 @@ class NCSNpp(nn.Module):
         Parameters
         ----------
         x
-            `(batch, in_channels, height, width)`, height and width divisible by `2**(levels - 1)`.
+            `(batch, in_channels, height, width)`, height and width divisible by `patch · 2**(levels - 1)`.
         sigma
             `(batch,)`, the noise level σ itself.
 

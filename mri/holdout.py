@@ -2,7 +2,7 @@
 
 import torch
 
-from mri.masks import acs_rows, is_lines
+from mri.masks import acs_rows, is_lines, lines_along_rows
 
 Tensor = torch.Tensor
 
@@ -29,13 +29,17 @@ def hide(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tensor, T
     kept, hidden: boolean masks of that shape, disjoint, together `mask`. Nothing is hidden of lines with fewer than
     two ACS lines, or where the ACS is all that was measured.
     """
+    if (rows_first := lines_along_rows(mask)) is not mask:
+        kept, hidden = hide(rows_first, fraction, seed)
+        return kept.mT, hidden.mT
     if not is_lines(mask):
         generator = torch.Generator().manual_seed(seed)
         hidden = mask & (torch.rand(mask.shape, generator=generator) < fraction).to(mask.device)
         return mask & ~hidden, hidden
     acs = acs_rows(mask)
     rows = acs.nonzero().flatten().tolist()
-    density = mask[:, ~acs, 0].double().mean().item() if not acs.all() else 0.0
+    lines = mask.any(dim=-1)
+    density = lines[:, ~acs].double().mean().item() if not acs.all() else 0.0
     hidden = torch.zeros_like(mask)
     if len(rows) < 2 or density == 0:
         return mask, hidden
@@ -45,4 +49,5 @@ def hide(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tensor, T
     frames = torch.arange(len(mask), device=mask.device)
     for row in outer:
         hidden[(frames + row + seed) % period != 0, row] = True
+    hidden &= mask
     return mask & ~hidden, hidden

@@ -17,7 +17,7 @@ import numpy as np
 import scipy.io
 import torch
 
-from mri.fourier import ifft2c
+from mri.fourier import fft2c, ifft2c
 from utils.errors import InputError
 from utils.files import atomic_path, refuse_existing
 
@@ -105,7 +105,7 @@ def load_scan(
         f"along axis {axis}{' (guessed; --frames_axis names another)' if axis_guessed else ''}, "
         f"magnitude {data.abs().min():.4g} to {data.abs().max():.4g}"
     )
-    return Scan(data, full_kind, path, key, axis, found, _sha256(path))
+    return Scan(data, full_kind, path, key, axis, found, sha256(path))
 
 
 def load_mask(
@@ -118,12 +118,12 @@ def load_mask(
     path, key
         As for `load_scan`.
     frames_axis
-        Axis of the frames in the file's array. Default, for 3 axes: as for `load_scan`; for 2 axes: the
-        shorter one if it is at most half the other (lines per frame), else none (one mask for all frames).
+        Axis of the frames in the file's array. Default, for 3 axes: as for `load_scan`; 2 axes stay as they are,
+        for `mri.masks.fit_mask` to tell lines per frame from one mask for all frames.
 
     Returns
     -------
-    bool `(frames, height, width)`, `(frames, height)` or `(height, width)`, True where sampled.
+    bool of 3 axes `(frames, height, width)`, or of 2, True where sampled.
 
     Raises
     ------
@@ -146,12 +146,11 @@ def load_mask(
             f"{where} has values other than 0 and 1 ({few}{', …' if values.size > 4 else ''}); "
             "save it as 1 where sampled and 0 elsewhere, or name the mask with the key of its variable."
         )
-    long, short = sorted(np.squeeze(stored).shape, reverse=True)[:2]
-    still = np.squeeze(stored).ndim == 2 and frames_axis is None and 2 * short > long
-    mask = np.squeeze(stored) if still else _frames_first(where, stored, frames_axis)[0]
-    empty = np.flatnonzero(~mask.reshape(1 if still else len(mask), -1).any(axis=1))
+    flat = np.squeeze(stored).ndim == 2 and frames_axis is None
+    mask = np.squeeze(stored) if flat else _frames_first(where, stored, frames_axis)[0]
+    empty = np.flatnonzero(~mask.reshape(1 if flat else len(mask), -1).any(axis=1))
     if empty.size:
-        what = "no sample at all" if still else f"no sample in frame {empty[0]} (counted from 0)"
+        what = "no sample at all" if flat else f"no sample in frame {empty[0]} (counted from 0)"
         raise InputError(f"{where} has {what}; give every frame at least one line.")
     return torch.from_numpy(np.ascontiguousarray(mask != 0))
 
@@ -305,8 +304,9 @@ def _choose(
     raise InputError(f"{path} holds several arrays that could be meant ({listing}); name one with {flag}.")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+def sha256(path: str | os.PathLike) -> str:
+    """Checksum of a file, hexadecimal."""
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -406,6 +406,18 @@ def looks_like_kspace(data: torch.Tensor) -> bool:
     return bool(peakedness(data) > peakedness(ifft2c(data)))
 
 
+def _object_in_the_middle(kspace: torch.Tensor) -> torch.Tensor:
+    """The k-space, or that of its image rolled by half the field of view, whichever has the object in the middle.
+
+    `fft2(image)` without shifts and `ifftshift(fft2c(image))` both have DC in the corner, and differ by that roll.
+    """
+    height, width = kspace.shape[-2:]
+    rolled = fft2c(torch.roll(ifft2c(kspace), (height // 2, width // 2), dims=(-2, -1)))
+    middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
+    energy = [ifft2c(k.sum(0)).abs().square()[middle].sum() for k in (kspace, rolled)]
+    return rolled if energy[1] > energy[0] else kspace
+
+
 def _dc_to_centre(where: str, kspace: torch.Tensor, dc: str) -> torch.Tensor:
     """Shift a k-space whose DC is said to be in the corner; refuse one that contradicts what is said.
 
@@ -413,7 +425,7 @@ def _dc_to_centre(where: str, kspace: torch.Tensor, dc: str) -> torch.Tensor:
     corners. Even a k-space without its very centre has most of its energy near it.
     """
     if dc == "corner":
-        kspace = torch.fft.fftshift(kspace, dim=(-2, -1))
+        kspace = _object_in_the_middle(torch.fft.fftshift(kspace, dim=(-2, -1)))
     power = (kspace / kspace.abs().max()).abs().double().square().mean(0)
 
     def middle(image: torch.Tensor) -> float:

@@ -61,7 +61,8 @@ def make_mask(
     if not 1 <= acceleration <= height:
         raise InputError(f"acceleration {acceleration:g} must lie between 1 and the {height} lines of a frame.")
     if not 0 <= acs <= min(height, width if pattern == "radial" else height):
-        raise InputError(f"{acs} ACS lines do not fit a frame of {height} lines; give 0 to {height}.")
+        most = min(height, width) if pattern == "radial" else height
+        raise InputError(f"{acs} ACS lines do not fit a frame of {height}×{width}; give 0 to {most}.")
     if pattern == "radial":
         mask = _golden_angle_spokes(shape, acceleration, seed)
         mask[:, _central(height, acs), _central(width, acs)] = True
@@ -82,13 +83,19 @@ def net_acceleration(mask: Tensor) -> float:
 
 
 def is_lines(mask: Tensor) -> bool:
-    """Whether every row of every frame is sampled wholly or not at all."""
-    return torch.equal(mask, mask[..., :1].expand_as(mask))
+    """Whether every row of every frame is sampled not at all, or wherever any row is (a partial echo has no rest)."""
+    readout = mask.any(dim=1, keepdim=True).any(dim=0, keepdim=True)
+    return torch.equal(mask, mask.any(dim=-1, keepdim=True) & readout)
+
+
+def lines_along_rows(mask: Tensor) -> Tensor:
+    """The mask, transposed where its lines run along the height, so that lines are rows: `(frames, …, …)`."""
+    return mask.mT if not is_lines(mask) and is_lines(mask.mT) else mask
 
 
 def acs_rows(mask: Tensor) -> Tensor:
-    """Which rows belong to the ACS, the block around DC that every frame samples fully: boolean `(height,)`."""
-    full = mask.all(dim=0).all(dim=-1)
+    """Which rows of a mask of lines belong to the ACS, the block around DC that every frame samples: `(height,)`."""
+    full = mask.any(dim=-1).all(dim=0)
     centre = len(full) // 2
     above = full[centre:].long().cumprod(0)
     below = full[:centre].flip(0).long().cumprod(0).flip(0) * above[0]  # no DC line, no block around it
@@ -98,9 +105,8 @@ def acs_rows(mask: Tensor) -> Tensor:
 def fit_mask(mask: Tensor, shape: tuple[int, int, int], name: str = "the mask") -> Tensor:
     """Bring a mask read from a file to the `(frames, height, width)` of a scan, or say why it cannot be.
 
-    Accepted: `(frames, height, width)`; `(frames, height)` phase-encode lines; `(height, width)` or
-    `(height,)`, the same for every frame. A mask whose lines run along the height is used as it is: the
-    reconstruction treats both axes alike.
+    Accepted: `(frames, height, width)`; phase-encode lines as `(frames, height)` or `(height, frames)`; the same for
+    every frame as `(height, width)` or `(height,)`. Lines may run along either axis.
 
     Raises
     ------
@@ -114,6 +120,8 @@ def fit_mask(mask: Tensor, shape: tuple[int, int, int], name: str = "the mask") 
         mask = mask[None]
     elif mask.shape == (frames, height):
         mask = mask[:, :, None]
+    elif mask.shape == (height, frames):
+        mask = mask.T[:, :, None]
     elif mask.shape != tuple(shape):
         raise InputError(
             f"{name}: shape {tuple(mask.shape)} does not fit the scan's (frames, height, width) = {tuple(shape)}; "

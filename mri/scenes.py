@@ -118,15 +118,13 @@ def make_scene(
 
 @dataclass(frozen=True)
 class SceneAcquisition:
-    """A scene and its under-sampled measurement."""
+    """The under-sampled measurement of a scene: both `(frames, height, width)`."""
 
-    image: Tensor  # complex (frames, height, width), without noise
     kspace: Tensor  # measured samples with noise, 0 elsewhere
     mask: Tensor  # bool
-    periodic: bool
 
 
-def acquire(image: Tensor, periodic: bool, seed: int = 0) -> SceneAcquisition:
+def acquire(image: Tensor, seed: int = 0) -> SceneAcquisition:
     """Measure a scene with a random pattern, acceleration, ACS, order of the lines, and noise.
 
     Patterns are those of `mri.masks`, R from 2 to 12 (at most the number of frames: more would leave lines that no
@@ -150,7 +148,7 @@ def acquire(image: Tensor, periodic: bool, seed: int = 0) -> SceneAcquisition:
         mask = lattice[order[:frames]]
     mask = mask.to(image.device)
     noise = draw.log_uniform(2e-4, 1e-2) / 2**0.5 * torch.view_as_complex(draw.normal(*image.shape, 2))
-    return SceneAcquisition(image, torch.where(mask, fft2c(image) + noise, 0), mask, periodic)
+    return SceneAcquisition(torch.where(mask, fft2c(image) + noise, 0), mask)
 
 
 # ---------------------------------------------------------------------------------------------- drawing

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains GM and LM on one under-sampled scan at full size and reconstructs it, for three masks.
+# Trains GM and LM on one under-sampled scan at full size and reconstructs it, for three masks; then with the shipped priors.
 # Usage: results/rat_cine.sh DATA [uniform_r4 uniform_r8 published_r3p56]
 # DATA: folder of rat_cine_192x192x8.mat and mask_tis_uniform_acs16_r3p56.mat
 set -euo pipefail
@@ -31,4 +31,6 @@ for case in "$@"; do
             --config.sampling.num_scales=40 --config.sampling.iterations=12 \
             --sampler $sampler --out "results/rat_${case}_$sampler" --overwrite
     done
+    $python PCsampling_demo_svd.py --data "$data/rat_cine_192x192x8.mat" --frames 16 "${sample[@]}" \
+        --config.sampling.samples=6 --out "results/rat_${case}_shipped" --overwrite
 done

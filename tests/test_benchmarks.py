@@ -233,7 +233,7 @@ def test_methods_of_the_quality_table(tiny):
     names = list(quality.all_methods(tiny, (None, None)))
     assert names == [
         "zero_filled", "nearest_merge", "ou_only", "l_plus_s", "llr", "temporal_tv", "bart_llr", "bart_tv",
-        "gldm_published", "gldm_cascade",
+        "gldm_published", "gldm_cascade", "gldm_synthetic",
     ]  # fmt: skip
     swept = [method.strengths for method in quality.all_methods(tiny, (None, None)).values() if method.strengths[1:]]
     assert {len(strengths) for strengths in swept} == {6} and len(swept) == 5

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -15,13 +16,18 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from configs.ve.cpu_demo import get_config
+from datasets import embedded_acquisition
 from models.checkpoint import load_model, save_model
 from models.ncsnpp import NCSNpp
 from mri.fourier import fft2c
 from mri.masks import make_mask
+from mri.metrics import evaluate
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
-from priors import load_prior
+from optimization_unit import optimization_unit_alone
+from priors import MODELS, load_prior, shipped
+from sampling import reconstruct
 from utils.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -123,14 +129,28 @@ def test_shipped_checkpoints_and_default_scan(tmp_path):
 
 
 def test_shipped_checkpoints_say_how_they_were_made():
-    size = 0
-    for name in ("global", "local"):
-        path = ROOT / "checkpoints" / f"{name}.safetensors"
-        size += path.stat().st_size
-        _, metadata = load_model(path)
-        assert metadata["prior"] == name and metadata["command"].startswith("python main.py")
-        assert metadata["training_config"]["data"]["image_size"] == 96
-    assert size <= 16 * 2**20
+    for sampler, objective in (("cascade", "synthetic"), ("published", "dsm")):
+        size = 0
+        for name in MODELS:
+            path = shipped(name, sampler)
+            size += path.stat().st_size
+            _, metadata = load_model(path)
+            assert metadata["prior"] == name and metadata["command"].startswith("python main.py")
+            assert metadata["training_config"]["data"]["image_size"] == 96
+            assert metadata.get("objective", "dsm") == objective
+        assert size <= 16 * 2**20
+
+
+def test_shipped_priors_improve_on_the_optimization_unit():
+    """On a heart they have not seen, and by more than chance: it is what they are shipped for."""
+    config = get_config()
+    scan = embedded_acquisition(config, 0)
+    result = reconstruct(scan.kspace, scan.mask, config=config)
+    before = evaluate(optimization_unit_alone(scan.kspace, scan.mask, config), scan.reference)
+    after = evaluate(result.image, scan.reference)
+    assert result.settings["trust"]["alpha"] > 0.5 and result.settings["passes_per_frame"] <= 40
+    assert after["psnr"] > before["psnr"] + 0.2 and after["psnr_common"] > before["psnr_common"] + 0.4
+    assert after["nmse"] < 0.95 * before["nmse"]
 
 
 # ---------------------------------------------------------------------------------------------- training
@@ -439,7 +459,7 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     command("main.py", *other, "--model=local", init, "--config.optim.lr=0.0", cwd=tmp_path)
     gm = load_model(tmp_path / "exp" / "global" / "model.safetensors")[0].state_dict()
     lm = load_model(tmp_path / "other" / "local" / "model.safetensors")[0].state_dict()
-    columns = [*range(2), *range(4, 12), *range(16, 22 - 0)]  # frame; −2, −1, +1, +2; merge, own, near
+    columns = [*range(2), *range(4, 12), *range(16, 22)]  # frame; −2, −1, +1, +2; merge, own, near
     assert torch.equal(lm["conv_in.weight"], gm["conv_in.weight"][:, columns])
     done = command("main.py", *other, init, "--config.model.nf=16", "--workdir=third", cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "another architecture")
@@ -461,3 +481,57 @@ def test_priors_with_context_reconstruct(tmp_path, priors, magnitude):
     assert not names(tmp_path / "map") & {"deviation.npy", "deviation.png"}
     done = demo("--data", magnitude, "--sampler", "published", "--out", "no", cwd=tmp_path, priors=own, succeeds=False)
     assert_one_sentence(done, "--sampler cascade")
+
+
+def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
+    flags = [flag for flag in TINY if "n_iters" not in flag and "preemption" not in flag]
+    arguments = [sys.executable, str(ROOT / "main.py"), *flags, "--model=global", "--config.training.n_iters=100000"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    kept = tmp_path / "exp" / "global" / "checkpoints"
+    while not (kept.is_dir() and list(kept.iterdir())):  # it trains
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait() == 143
+    state = torch.load(tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
+    more = [*flags, "--model=global", f"--config.training.n_iters={state['step'] + 2}"]
+    done = command("main.py", *more, cwd=tmp_path)
+    assert f"at step {state['step']}" in done.stdout
+    assert not list(tmp_path.rglob(".checkpoint*"))  # no temporary file stays
+    other = [*more, "--config.training.max_gain=1.5"]
+    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "another training (max_gain)")
+    cosine = command("main.py", *more, "--config.optim.schedule=cosine", cwd=tmp_path, succeeds=False)
+    assert_one_sentence(cosine, "another")
+
+
+def test_a_cosine_schedule_is_not_prolonged(tmp_path):
+    flags = [flag for flag in TINY if "n_iters" not in flag]
+    flags += ["--model=global", "--config.optim.schedule=cosine"]
+    command("main.py", *flags, "--config.training.n_iters=2", cwd=tmp_path)
+    longer = command("main.py", *flags, "--config.training.n_iters=4", cwd=tmp_path, succeeds=False)
+    assert_one_sentence(longer, "another training (n_iters)")
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        (["--mask", "mask.npy", "--acceleration", 8], "leave out --acceleration"),
+        (["--mask_key", "mask"], "without --mask"),
+    ],
+)
+def test_flags_that_cannot_apply(flags, words, tmp_path, priors, magnitude):
+    done = demo("--data", magnitude, *flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, words)
+
+
+def test_evaluation_without_a_reference_leaves_no_scores_of_the_earlier_one(tmp_path, priors):
+    (tmp_path / "scans").mkdir()
+    np.savez(tmp_path / "scans" / "a.npz", image=array())
+    flags = ["--mode=eval", "--config.eval.path=scans", *TINY, "--overwrite"]
+    flags += [f"--config.eval.checkpoint_{name}={path}" for name, path in zip(("global", "local"), priors, strict=True)]
+    command("main.py", *flags, cwd=tmp_path)
+    mask = make_mask("uniform", (4, 64, 64), 4, 8)
+    np.savez(tmp_path / "scans" / "a.npz", kspace=torch.where(mask, fft2c(make_phantom(4, 64, 0)), 0).numpy())
+    assert "nothing is scored" in command("main.py", *flags, cwd=tmp_path).stdout
+    assert names(tmp_path / "exp" / "result") == {"a"}

@@ -194,3 +194,19 @@ def _best_match(result, image):
 def test_frames_that_are_not_square_are_not_transposed():
     batch = torch.randn(8, 6, 10, dtype=torch.complex64)
     assert augment(batch, 1.25, 2, torch.Generator().manual_seed(0)).shape == batch.shape
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_nearly_full_kspace_is_not_called_full(config, image, tmp_path, transposed):
+    """Five lines of 64 missing in all frames are missing; a stray zero inside a line is not."""
+    kspace = fft2c(image)
+    kspace[:, [3, 17, 30, 41, 60]] = 0
+    kspace[2, 8, 8] = 0
+    expected = torch.ones(kspace.shape, dtype=torch.bool)
+    expected[:, [3, 17, 30, 41, 60]] = False
+    if transposed:
+        kspace, expected = kspace.mT, expected.mT
+    np.save(tmp_path / "scan.npy", kspace.numpy())
+    config.data.key = "kspace"
+    scan = acquisition_from_file(config, tmp_path / "scan.npy")
+    assert scan.reference is None and torch.equal(scan.mask, expected)

@@ -32,6 +32,14 @@ def test_nothing_is_hidden_where_nothing_can_be(acceleration, acs):
     assert not hide(make_mask("uniform", (4, 64, 4), acceleration, acs))[1].any()
 
 
+def test_columns_and_partial_echoes_are_lines_too():
+    mask = make_mask("uniform", (16, 96, 64), 4, 8)
+    kept, hidden = hide(mask)
+    assert torch.equal(hide(mask.mT)[1], hidden.mT) and torch.equal(hide(mask.mT)[0], kept.mT)
+    partial = mask & (torch.arange(64) >= 10)
+    assert torch.equal(hide(partial)[1], hidden & partial)
+
+
 def test_acs_rows():
     assert acs_rows(make_mask("uniform", (4, 64, 4), 4, 8)).nonzero().flatten().tolist() == list(range(28, 36))
     assert not acs_rows(make_mask("uniform", (4, 64, 4), 4, 0)).any()

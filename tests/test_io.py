@@ -199,6 +199,10 @@ def test_dc_in_the_corner_is_noticed(tmp_path, image, sampling):
     refusal(path, "corner", "--dc corner")
     scan = load_scan(path, dc="corner")
     assert scan.kind == "kspace" and torch.equal(scan.data, kspace)
+    # of fft2 without any shift the images have their origin in the corner too
+    unshifted = torch.fft.fft2(image, norm="ortho") * torch.fft.ifftshift(mask, dim=(-2, -1))
+    np.save(path, unshifted.numpy())
+    assert torch.allclose(load_scan(path, dc="corner").data, kspace, atol=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- bad input
@@ -294,7 +298,7 @@ def test_mask_shapes(tmp_path):
     path = tmp_path / "mask.npy"
     for shape, axis, result in [
         ((6, 64), None, (6, 64)),
-        ((64, 6), None, (6, 64)),
+        ((64, 6), None, (64, 6)),
         ((64, 64), None, (64, 64)),
         ((64, 48), None, (64, 48)),
         ((64, 48), 1, (48, 64)),

@@ -6,6 +6,7 @@ import torch
 from datasets import embedded_acquisition
 from models import create_model
 from models.checkpoint import save_model
+from models.context import Context
 from models.convert import named_to_upstream
 from mri.consistency import data_consistency, scan_scale
 from mri.fourier import fft2c, ifft2c
@@ -183,7 +184,11 @@ def test_optimization_unit_alone_improves_on_zero_filling(scan, tiny, operator):
         ("sampling.order", (), "must name"),
         ("sampling.order", ("global", "middle"), "must name"),
         ("sampling.steps", 0, "at least 1"),
-        ("sampling.trust_levels", (), "not empty"),
+        ("sampling.trust_levels", (), "must not be empty"),
+        ("sampling.error_levels", (), "must not be empty"),
+        ("sampling.batch_size", 0, "at least 1"),
+        ("sampling.samples", 1, "at least 2"),
+        ("ou.anneal", 0.0, "above 0"),
         ("ou.rank", 65, "exceeds"),
         ("ou.window", 65, "larger than"),
     ],
@@ -299,7 +304,7 @@ def test_cascade_counts_its_passes(scan, models, few, monkeypatch):
 
 
 def _trust_found_at(sigma, alpha):
-    return lambda *arguments: Trust(sigma, alpha, 0.1, 1.0, 0.9)
+    return lambda *arguments: Trust(sigma, alpha, 0.1, 9, 1.0, 0.9)
 
 
 def test_a_prior_that_does_not_help_is_not_trusted(scan, models, few):
@@ -338,7 +343,7 @@ def test_deterministic_steps_move_by_alpha(scan, few):
         residual = staticmethod(lambda k: 0.0)
         step = staticmethod(lambda **numbers: None)
 
-    steps = schedule(Trust(0.2, 0.3, 0.1, 1, 1), [Constant(), Constant()], few.sampling.steps)
+    steps = schedule(Trust(0.2, 0.3, 0.1, 9, 1, 1), [Constant(), Constant()], few.sampling.steps)
     assert len(steps) == 4
     arguments = (lambda k, std: k, unit, lambda prior, x, sigma: torch.ones_like(x), steps, 0.0)
     result = few_step_cascade(start, *arguments, torch.Generator(), Log)
@@ -362,3 +367,53 @@ def test_orders_of_the_cascade(scan, models, few, monkeypatch):
         few.sampling.order = order
         images.append(run(scan, models, few).image)
     assert all(not torch.equal(a, b) for i, a in enumerate(images) for b in images[:i])
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (lambda k, m: (k.abs(), m), "complex"),
+        (lambda k, m: (k, m[:, :, 0]), "shape of the k-space"),
+        (lambda k, m: (k, m.float()), "boolean"),
+        (lambda k, m: (k[:1], m[:1]), "2 frames or more"),
+        (lambda k, m: (torch.where(m, k * float("nan"), k), m), "NaN"),
+        (lambda k, m: (k, m & (torch.arange(len(m)) > 0)[:, None, None]), "every frame"),
+    ],
+)
+def test_what_is_no_scan(scan, models, tiny, change, words):
+    with pytest.raises(InputError, match=words):
+        reconstruct(*change(scan.kspace, scan.mask), *models, tiny)
+
+
+def test_double_precision_is_taken(scan, models, tiny):
+    image = reconstruct(scan.kspace.to(torch.complex128), scan.mask, *models, tiny).image
+    assert torch.equal(image, run(scan, models, tiny).image)
+
+
+def test_priors_of_different_kinds_are_refused(scan, models, few):
+    few.model.num_scales = 10
+    context = Context(own=True)
+    network = create_model(few, context).eval()
+    other = Prior(network, KspaceWeight(0.0, 1.0, 1.0), "other.safetensors", context=context)
+    with pytest.raises(InputError, match="different kinds"):
+        reconstruct(scan.kspace, scan.mask, models[0], other, few)
+
+
+def test_nothing_hidden_is_said_and_costs_no_pass(models, few, scan):
+    full = torch.ones_like(scan.mask)
+    result = reconstruct(fft2c(scan.reference), full, *models, few)
+    assert result.settings["trust"]["hidden"] == 0 and result.settings["passes_per_frame"] == 0
+    few.ou.noise_floor = 0.0
+    with pytest.raises(InputError, match="no sample to hide"):
+        reconstruct(fft2c(scan.reference), full, *models, few)
+
+
+def test_transposed_scan_gives_the_transposed_result(scan, few):
+    """Lines may run along either axis: what is hidden, and so what is found, is the same."""
+    trusts = []
+    scale = scan_scale(scan.kspace, scan.mask)
+    for turn in (lambda x: x, lambda x: x.mT):
+        prior = denoising_prior(turn(fft2c(scan.reference)), scale)
+        trusts.append(find_trust(turn(scan.kspace / scale), turn(scan.mask), [prior], few, 0))
+    assert trusts[0].hidden == trusts[1].hidden > 0
+    assert trusts[0].error == pytest.approx(trusts[1].error, rel=0.1)

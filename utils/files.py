@@ -55,12 +55,12 @@ def _umask() -> int:
     return mask
 
 
-def refuse_existing(path: str | os.PathLike, overwrite: bool, flag: str = "--overwrite") -> None:
+def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
     """Raise `InputError` when `path` is there (a folder: when it holds anything) and may not be replaced."""
     path = Path(path)
     holds = any(path.iterdir()) if path.is_dir() else path.exists()
     if holds and not overwrite:
-        raise InputError(f"{path} already holds results; give another place or pass {flag} to replace them.")
+        raise InputError(f"{path} already holds results; give another place or pass --overwrite to replace them.")
 
 
 def refuse_unwritable(path: str | os.PathLike) -> None:
