@@ -174,13 +174,14 @@ class Training:
                 writer.add_scalar("images_per_s", rate, self.step)
             if self.step % settings.image_freq == 0:
                 writer.add_image(*self.objective.example(self.network, self.device), self.step)
-            last = self.step == settings.n_iters or stop.asked
+            stopping = stop.asked  # asked for once: a request that comes while the files are written waits a step
+            last = self.step == settings.n_iters or stopping
             if self.step % settings.snapshot_freq_for_preemption == 0 or last:
                 self._save(resume_from)
             if self.step % settings.snapshot_freq == 0 or last:
                 self._save(self.folder / "checkpoints" / f"checkpoint_{self.step}.pth")
                 self._prune()
-            if stop.asked:
+            if stopping:
                 sys.exit(143)
         bar.close()
         writer.close()
