@@ -77,17 +77,18 @@ def schedule(trust: Trust, priors: list[Prior], steps: int) -> list[Step]:
 
     Priors without context: the levels fall evenly from σ_0 to (1 − α) σ_0, so that a denoiser that hardly
     changes moves x by α (D − x) in all. Priors with context know what an OU leaves wrong, so each is followed
-    by α, once, and leaves `remaining` (measured in its training) of the error to the next.
+    by its α, once, and leaves `remaining` (measured in its training) of the error to the next.
     """
     if trust.sigma == 0:
         return []
     if all(prior.context is not None for prior in priors):
         found, sigma = [], trust.sigma
-        for prior in priors:
-            found.append(Step(prior, sigma, trust.alpha))
-            sigma *= 1 - trust.alpha * (1 - prior.remaining)
+        for prior, alpha in zip(priors, trust.alphas, strict=True):
+            if alpha > 0:
+                found.append(Step(prior, sigma, alpha))
+            sigma *= 1 - alpha * (1 - prior.remaining)
         return found
-    sigmas = [trust.sigma * (1 - trust.alpha * i / steps) for i in range(steps + 1)]
+    sigmas = [trust.sigma * (1 - trust.alphas[0] * i / steps) for i in range(steps + 1)]
     return [
         Step(priors[i * len(priors) // steps], sigmas[i], 1 - sigmas[i + 1] / sigmas[i]) for i in range(steps)
     ]
@@ -219,7 +220,7 @@ def reconstruct(
     deviation = None
     if sampling.samples and not with_context:
         raise InputError("sampling.samples needs priors with context, as the shipped ones of --sampler cascade are.")
-    tried = len(sampling.error_levels) if with_context else len(sampling.trust_levels) * len(priors)
+    tried = len(priors) * (1 if with_context else len(sampling.trust_levels))
     with tqdm(total=sampling.iterations, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
         if sampling.sampler == "published":
@@ -283,8 +284,8 @@ def check_settings(config, mask: Tensor) -> None:
         )
     if min(sampling.copies, sampling.steps, sampling.batch_size) < 1:
         raise InputError("sampling.copies, sampling.steps and sampling.batch_size must be at least 1.")
-    if not sampling.trust_levels or not sampling.error_levels:
-        raise InputError("sampling.trust_levels and sampling.error_levels must not be empty.")
+    if not sampling.trust_levels or sampling.error_gain <= 0:
+        raise InputError("sampling.trust_levels must not be empty, and sampling.error_gain must be above 0.")
     if config.ou.anneal <= 0 or config.ou.noise_floor < 0:
         raise InputError("ou.anneal must be above 0, and ou.noise_floor 0 or above.")
     if sampling.samples == 1 or sampling.samples < 0:

@@ -28,11 +28,11 @@ class Trust:
     """Where the priors enter, as measured on samples hidden from them."""
 
     sigma: float  # noise level that fits the start's error; 0 when no level helps
-    alpha: float  # how far to follow the denoiser, 0 … 1
+    alphas: tuple[float, ...]  # how far to follow a denoiser, 0 … 1: one for all, with context one per prior
     error: float  # standard deviation per real channel of the start's error, estimated
     hidden: int  # samples that were hidden; 0 when the mask leaves none to hide
     error_before: float  # weighted error of the OU on the hidden samples
-    error_after: float  # the same after the denoiser
+    error_after: float  # the same after the denoisers
 
 
 def find_trust(
@@ -40,51 +40,93 @@ def find_trust(
 ) -> Trust:
     """Choose σ_0 and α from the scan: hide samples, reconstruct without them, predict them.
 
-    At every level tried, a denoiser proposes a change D − x of the OU's result x; α is its least-squares fit to
-    the error on the hidden samples, errors weighted by their distance to DC. The level that explains most of that
-    error wins, if it explains `sampling.trust_margin` of it. Priors without context: the levels are
-    `sampling.trust_levels`, the proposal is their mean. Priors with context: the levels are `sampling.error_levels`
-    times the error that the hidden samples tell of, and the first prior proposes.
+    A denoiser proposes a change D − x; α is its least-squares fit to the error on the hidden samples, errors weighted
+    by their distance to DC. A gain below the share `sampling.trust_margin` is chance, or lies in how hidden samples
+    differ from missing ones, and does not count.
+
+    Priors with context: σ_0 is the error that the hidden samples tell of, times `sampling.error_gain`; each prior in
+    turn is asked, from what the one before it left. Priors without: their mean proposes at every level of
+    `sampling.trust_levels`, and the level that explains most of the error wins.
 
     Parameters
     ----------
     measured
         complex `(frames, height, width)`, unit scale, 0 outside `mask`.
     bar
-        progress bar to move on by one per level.
+        progress bar to move on by one per pass.
     """
     config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
-        return Trust(0.0, 0.0, 0.0, 0, 0.0, 0.0)
+        return Trust(0.0, (), 0.0, 0, 0.0, 0.0)
     start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
-    with_context = all(prior.context is not None for prior in priors)
-    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0) if with_context else priors[-1].weight
-    error = weight(measured - start)[hidden]
-    before = error.norm().item()
-    estimate = missing_error(measured - start, hidden, mask)
-    count = int(hidden.sum())
-    best = Trust(0.0, 0.0, estimate, count, before, before)
-    if with_context:
-        level, factors = estimate, config.sampling.error_levels
-    else:
-        level, factors = priors[-1].weight.data_std, config.sampling.trust_levels
-    for factor in factors:
-        asked = priors[:1] if with_context else priors
-        proposal = torch.stack([
-            _proposed_change(prior, start, factor * level, kept, config.data.periodic) for prior in asked
-        ]).mean(dim=0)
-        change = weight(proposal)[hidden]
+    question = _Question(start, measured, kept, hidden, config)
+    ask = _ask_in_turn if all(prior.context is not None for prior in priors) else _ask_at_levels
+    return ask(question, priors, bar)
+
+
+@dataclass
+class _Question:
+    """What the priors are asked: the OU's result without the hidden samples, and those."""
+
+    start: Tensor
+    measured: Tensor
+    kept: Tensor
+    hidden: Tensor
+    config: object
+
+    def __post_init__(self) -> None:
+        self.margin = self.config.sampling.trust_margin
+        self.error = missing_error(self.measured - self.start, self.hidden, self.kept | self.hidden)
+        self.count = int(self.hidden.sum())
+
+    def change(self, prior: Prior, kspace: Tensor, sigma: float) -> Tensor:
+        """D − x of one prior, as k-space."""
+        x = prior.weight(kspace)
+        return prior.weight.inverse(prior.denoise(x, sigma, self.kept, self.config.data.periodic) - x)
+
+    def fit(self, change: Tensor, kspace: Tensor, weight: KspaceWeight) -> tuple[float, float, float]:
+        """α, and the weighted error on the hidden samples before and after following `change` by α."""
+        error, change = weight(self.measured - kspace)[self.hidden], weight(change)[self.hidden]
         alpha = (torch.vdot(change, error).real / change.norm().square().clamp(min=1e-30)).clamp(0, 1)
-        after = (error - alpha * change).norm().item()
-        # a gain smaller than the margin is chance, or lies in how hidden samples differ from missing ones
-        if after < min(best.error_after, (1 - config.sampling.trust_margin) * before):
-            best = Trust(factor * level, alpha.item(), estimate, count, before, after)
-        if bar is not None:
-            told = {"hidden_error": best.error_after / max(before, 1e-30), "sigma": best.sigma, "alpha": best.alpha}
-            bar.set_postfix({name: f"{value:.3g}" for name, value in told.items()})
-            bar.update()
+        return alpha.item(), error.norm().item(), (error - alpha * change).norm().item()
+
+
+def _ask_in_turn(question: _Question, priors: list[Prior], bar: tqdm | None) -> Trust:
+    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
+    kspace, alphas, errors = question.start, [], []
+    first = sigma = question.config.sampling.error_gain * question.error
+    for prior in priors:
+        change = question.change(prior, kspace, sigma)
+        alpha, before, after = question.fit(change, kspace, weight)
+        if after >= (1 - question.margin) * before:
+            alpha, after = 0.0, before
+        kspace = torch.where(question.kept, question.measured, kspace + alpha * change)
+        sigma *= 1 - alpha * (1 - prior.remaining)
+        alphas.append(alpha)
+        errors += [before, after]
+        _tell(bar, errors[-1] / max(errors[0], 1e-30), first, alpha)
+    return Trust(first if any(alphas) else 0.0, tuple(alphas), question.error, question.count, errors[0], errors[-1])
+
+
+def _ask_at_levels(question: _Question, priors: list[Prior], bar: tqdm | None) -> Trust:
+    weight = priors[-1].weight
+    before = weight(question.measured - question.start)[question.hidden].norm().item()
+    best = Trust(0.0, (0.0,), question.error, question.count, before, before)
+    for factor in question.config.sampling.trust_levels:
+        sigma = factor * weight.data_std
+        change = torch.stack([question.change(prior, question.start, sigma) for prior in priors]).mean(dim=0)
+        alpha, before, after = question.fit(change, question.start, weight)
+        if after < min(best.error_after, (1 - question.margin) * before):
+            best = Trust(sigma, (alpha,), question.error, question.count, before, after)
+        _tell(bar, best.error_after / max(before, 1e-30), best.sigma, best.alphas[0])
     return best
+
+
+def _tell(bar: tqdm | None, hidden_error: float, sigma: float, alpha: float) -> None:
+    if bar is not None:
+        bar.set_postfix(hidden_error=f"{hidden_error:.3g}", sigma=f"{sigma:.3g}", alpha=f"{alpha:.2f}")
+        bar.update()
 
 
 def missing_error(error: Tensor, hidden: Tensor, mask: Tensor) -> float:
@@ -97,9 +139,3 @@ def missing_error(error: Tensor, hidden: Tensor, mask: Tensor) -> float:
     level = weight(error)[hidden].abs().square().mean()
     falling = weight.on(error).expand(error.shape)[~mask].square().reciprocal().sum()
     return (level * falling / (2 * error.numel())).sqrt().item()
-
-
-def _proposed_change(prior: Prior, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
-    """D − x of one prior, as k-space."""
-    x = prior.weight(kspace)
-    return prior.weight.inverse(prior.denoise(x, sigma, mask, periodic) - x)

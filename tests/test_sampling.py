@@ -185,7 +185,7 @@ def test_optimization_unit_alone_improves_on_zero_filling(scan, tiny, operator):
         ("sampling.order", ("global", "middle"), "must name"),
         ("sampling.steps", 0, "at least 1"),
         ("sampling.trust_levels", (), "must not be empty"),
-        ("sampling.error_levels", (), "must not be empty"),
+        ("sampling.error_gain", 0.0, "above 0"),
         ("sampling.batch_size", 0, "at least 1"),
         ("sampling.samples", 1, "at least 2"),
         ("ou.anneal", 0.0, "above 0"),
@@ -304,7 +304,7 @@ def test_cascade_counts_its_passes(scan, models, few, monkeypatch):
 
 
 def _trust_found_at(sigma, alpha):
-    return lambda *arguments: Trust(sigma, alpha, 0.1, 9, 1.0, 0.9)
+    return lambda *arguments: Trust(sigma, (alpha,), 0.1, 9, 1.0, 0.9)
 
 
 def test_a_prior_that_does_not_help_is_not_trusted(scan, models, few):
@@ -321,7 +321,7 @@ def test_a_prior_that_knows_is_trusted_and_improves_the_result(scan, few):
     scale = scan_scale(scan.kspace, scan.mask)
     prior = denoising_prior(fft2c(scan.reference), scale)
     trust = find_trust(scan.kspace / scale, scan.mask, [prior, prior], few, 0)
-    assert trust.sigma > 0 and trust.alpha == 1 and trust.error_after == pytest.approx(trust.error_before / 2, rel=1e-3)
+    assert trust.sigma > 0 and trust.alphas == (1,) and trust.error_after == pytest.approx(trust.error_before / 2, rel=1e-3)
     ou = evaluate(optimization_unit_alone(scan.kspace, scan.mask, few), scan.reference)["psnr"]
     for after in ("never", "both"):
         few.ou.after = after
@@ -343,7 +343,7 @@ def test_deterministic_steps_move_by_alpha(scan, few):
         residual = staticmethod(lambda k: 0.0)
         step = staticmethod(lambda **numbers: None)
 
-    steps = schedule(Trust(0.2, 0.3, 0.1, 9, 1, 1), [Constant(), Constant()], few.sampling.steps)
+    steps = schedule(Trust(0.2, (0.3,), 0.1, 9, 1, 1), [Constant(), Constant()], few.sampling.steps)
     assert len(steps) == 4
     arguments = (lambda k, std: k, unit, lambda prior, x, sigma: torch.ones_like(x), steps, 0.0)
     result = few_step_cascade(start, *arguments, torch.Generator(), Log)
