@@ -389,6 +389,7 @@ def report(out: Path, rows: list[dict]) -> str:
     files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
     if rows:
         files = ["metrics.csv", "metrics_common_scale.csv", *files]
+    files += [name for name in ("deviation.npy", "deviation.png") if (out / name).exists()]
     return table + "\n".join(str(out / name) for name in files)
 
 

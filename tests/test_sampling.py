@@ -321,7 +321,8 @@ def test_a_prior_that_knows_is_trusted_and_improves_the_result(scan, few):
     scale = scan_scale(scan.kspace, scan.mask)
     prior = denoising_prior(fft2c(scan.reference), scale)
     trust = find_trust(scan.kspace / scale, scan.mask, [prior, prior], few, 0)
-    assert trust.sigma > 0 and trust.alphas == (1,) and trust.error_after == pytest.approx(trust.error_before / 2, rel=1e-3)
+    assert trust.sigma > 0 and trust.alphas == (1,)
+    assert trust.error_after == pytest.approx(trust.error_before / 2, rel=1e-3)
     ou = evaluate(optimization_unit_alone(scan.kspace, scan.mask, few), scan.reference)["psnr"]
     for after in ("never", "both"):
         few.ou.after = after
