@@ -243,7 +243,7 @@ def reconstruct(
             result = few_step_cascade(start, dc, unit, denoise, taken, sampling.churn, generator, log)
             passes = len(log.steps) + (tried if trust.hidden else 0) + sampling.samples
             if sampling.samples:
-                left = trust.error
+                left = sampling.error_gain * trust.error
                 for step in taken:
                     left *= 1 - step.share * (1 - step.prior.remaining)
                 last = partial(denoise, priors[-1])

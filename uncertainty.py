@@ -2,7 +2,7 @@
 
 Two measurements of the scan itself make it. *Where*: noise of the size of the remaining error is put on the missing
 samples and denoised again; what the prior cannot take away again (moving edges, details that no neighbour shows) is
-what it cannot know. *How much*: the remaining error on samples that were hidden (see `sampling.find_trust`).
+what it cannot know, there and in the ghosts that the mask makes of it. *How much*: the remaining error on samples that were hidden (see `sampling.find_trust`).
 """
 
 from collections.abc import Callable
@@ -49,5 +49,18 @@ def deviation_map(
     images = torch.stack(noisy)
     variance = (images - images.mean(dim=0)).abs().square().mean(dim=0)
     variance = avg_pool2d(variance[:, None], NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2, count_include_pad=False)[:, 0]
-    spread = variance ** (SHARPNESS / 2)
+    spread = _aliased(variance**SHARPNESS, mask).sqrt()
     return spread * 2**0.5 * sigma / spread.square().mean().sqrt().clamp(min=1e-30)
+
+
+def _aliased(variance: Tensor, mask: Tensor) -> Tensor:
+    """Variance of a white image error of this variance once its measured samples are put right.
+
+    The error that stays is Fᴴ (1 − M) F e, that is e convolved with the point spread h of the missing samples, so its
+    variance is that of e convolved with |h|²: what is not known in one place shows as ghosts elsewhere.
+    """
+    height, width = mask.shape[-2:]
+    spread = ifft2c((~mask).to(torch.complex64)).abs().square() / (height * width)
+    centred = torch.fft.ifftshift(spread, dim=(-2, -1))
+    both = torch.fft.rfft2(variance) * torch.fft.rfft2(centred)
+    return torch.fft.irfft2(both, s=(height, width)).clamp(min=0)
