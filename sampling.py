@@ -221,7 +221,8 @@ def reconstruct(
     if sampling.samples and not with_context:
         raise InputError("sampling.samples needs priors with context, as the shipped ones of --sampler cascade are.")
     tried = len(priors) * (1 if with_context else len(sampling.trust_levels))
-    with tqdm(total=sampling.iterations, desc=f"GLDM ({sampling.sampler})") as bar:
+    total = sampling.iterations if sampling.sampler == "published" else tried
+    with tqdm(total=total, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
         if sampling.sampler == "published":
             start = measured
