@@ -41,8 +41,8 @@ def find_trust(
     """Choose σ_0 and α from the scan: hide samples, reconstruct without them, predict them.
 
     A denoiser proposes a change D − x; α is its least-squares fit to the error on the hidden samples, errors weighted
-    by their distance to DC. A gain below the share `sampling.trust_margin` is chance, or lies in how hidden samples
-    differ from missing ones, and does not count.
+    by their distance to DC. A gain below a share of the error (`sampling.trust_margin`, `context_margin`) is chance, or
+    lies in how hidden samples differ from missing ones, and does not count.
 
     Priors with context: σ_0 is the error that the hidden samples tell of, times `sampling.error_gain`; each prior in
     turn is asked, from what the one before it left. Priors without: their mean proposes at every level of
@@ -76,7 +76,6 @@ class _Question:
     config: object
 
     def __post_init__(self) -> None:
-        self.margin = self.config.sampling.trust_margin
         self.error = missing_error(self.measured - self.start, self.hidden, self.kept | self.hidden)
         self.count = int(self.hidden.sum())
 
@@ -99,7 +98,7 @@ def _ask_in_turn(question: _Question, priors: list[Prior], bar: tqdm | None) -> 
     for prior in priors:
         change = question.change(prior, kspace, sigma)
         alpha, before, after = question.fit(change, kspace, weight)
-        if after >= (1 - question.margin) * before:
+        if after >= (1 - question.config.sampling.context_margin) * before:
             alpha, after = 0.0, before
         kspace = torch.where(question.kept, question.measured, kspace + alpha * change)
         sigma *= 1 - alpha * (1 - prior.remaining)
@@ -110,14 +109,14 @@ def _ask_in_turn(question: _Question, priors: list[Prior], bar: tqdm | None) -> 
 
 
 def _ask_at_levels(question: _Question, priors: list[Prior], bar: tqdm | None) -> Trust:
-    weight = priors[-1].weight
+    weight, margin = priors[-1].weight, question.config.sampling.trust_margin
     before = weight(question.measured - question.start)[question.hidden].norm().item()
     best = Trust(0.0, (0.0,), question.error, question.count, before, before)
     for factor in question.config.sampling.trust_levels:
         sigma = factor * weight.data_std
         change = torch.stack([question.change(prior, question.start, sigma) for prior in priors]).mean(dim=0)
         alpha, before, after = question.fit(change, question.start, weight)
-        if after < min(best.error_after, (1 - question.margin) * before):
+        if after < min(best.error_after, (1 - margin) * before):
             best = Trust(sigma, (alpha,), question.error, question.count, before, after)
         _tell(bar, best.error_after / max(before, 1e-30), best.sigma, best.alphas[0])
     return best

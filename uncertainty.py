@@ -2,7 +2,8 @@
 
 Two measurements of the scan itself make it. *Where*: noise of the size of the remaining error is put on the missing
 samples and denoised again; what the prior cannot take away again (moving edges, details that no neighbour shows) is
-what it cannot know, there and in the ghosts that the mask makes of it. *How much*: the remaining error on samples that were hidden (see `sampling.find_trust`).
+what it cannot know, there and in the ghosts that the mask makes of it. *How much*: the remaining error on samples that
+were hidden (see `trust.find_trust`).
 """
 
 from collections.abc import Callable

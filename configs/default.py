@@ -112,7 +112,9 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.churn = 0.0          # cascade: fresh noise per step, in units of its σ; 0: deterministic
     sampling.trust_levels = (0.02, 0.05, 0.1, 0.2, 0.4)    # cascade: first noise levels tried, in units of data_std
     sampling.error_gain = 1.25    # cascade, priors with context: first noise level, in units of the estimated error
-    sampling.trust_margin = 0.005 # cascade: share of the error on hidden samples that the priors must explain
+    # cascade: share of the error on hidden samples that a prior must explain to be followed
+    sampling.trust_margin = 0.02  # without context, the best of several levels
+    sampling.context_margin = 0.005         # with context
     sampling.samples = 0          # cascade: posterior samples for a map of the likely error; 0: no map
     sampling.sigma_max = 4.0      # published: first noise level
     sampling.sigma_min = 0.01     # published: last noise level, reached only when iterations = num_scales
