@@ -72,6 +72,8 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     config = configuration()
     if FLAGS.out:
+        if Path(FLAGS.out).is_file():
+            raise InputError(f"--out {FLAGS.out} is a file; name a folder for the results.")
         refuse_existing(FLAGS.out, FLAGS.overwrite)
     refuse_unwritable(FLAGS.out or "result")
     priors = run_lib.load_priors(

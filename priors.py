@@ -34,6 +34,7 @@ class Prior:
     batch_size: int = 16  # frames per network pass
     context: Context | None = None  # None: k-space, frame by frame
     remaining: float = 0.0  # with context: share of the error that it left in training
+    role: str | None = None  # global or local, where the file says it
 
     def denoise(self, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
         """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie), of a whole scan.
@@ -78,7 +79,7 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
         when the file is missing, truncated, or of another architecture.
     """
     if Path(path).suffix == ".pth":
-        network, weight, context = load_published(path), KspaceWeight.published(), None
+        network, weight, context, metadata = load_published(path), KspaceWeight.published(), None, {}
     elif Path(path).suffix == ".safetensors":
         network, metadata = load_model(path)
         try:
@@ -97,4 +98,4 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
         )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     remaining = metadata.get("loss", 1.0) ** 0.5 if context is not None else 0.0
-    return Prior(network, weight, str(path), batch_size, context, remaining)
+    return Prior(network, weight, str(path), batch_size, context, remaining, metadata.get("prior"))

@@ -250,7 +250,8 @@ class Training:
                 names = [k for k in now[part] if before.get(k) != now[part][k]] if part != "seed" else []
                 raise InputError(
                     f"{path} was made with another {part} ({', '.join(names) or before}); give the same "
-                    "configuration to resume it, or another --workdir."
+                    "configuration to resume it, or another --workdir (begun from this one by --config.training.init, "
+                    "if it shall learn on)."
                 )
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -385,7 +386,12 @@ def write_pictures(
 
 def report(out: Path, rows: list[dict]) -> str:
     """What a command says at its end: the table, and where the files are."""
-    table = markdown(rows, METRICS) + "\n\n" if rows else ""
+    table = ""
+    if rows:
+        table = markdown(rows, ("method", *COLUMNS, "psnr_common", "seconds")) + (
+            "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own brightest pixel, as the paper does;"
+            "\npsnr_common and nmse compare the scan as it is.\n\n"
+        )
     files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
     if rows:
         files = ["metrics.csv", "metrics_common_scale.csv", *files]

@@ -202,6 +202,9 @@ def reconstruct(
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
     priors = [models[name] or load_prior(shipped(name, sampling.sampler), device) for name in sampling.order]
+    for name, prior in zip(sampling.order, priors, strict=True):
+        if prior.role not in (None, name):
+            raise InputError(f"{prior.path} is the {prior.role} model but is given as the {name} one; exchange them.")
     check_noise_levels(sampling, priors)
     scale = scan_scale(kspace, mask)
     measured = (torch.where(mask, kspace, 0) / scale).to(device)
@@ -216,6 +219,7 @@ def reconstruct(
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
+    settings["networks"] = [prior.network.config for prior in priors]
     with_context = all(prior.context is not None for prior in priors)
     deviation = None
     if sampling.samples and not with_context:

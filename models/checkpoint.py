@@ -33,7 +33,7 @@ def load_model(path: str | os.PathLike) -> tuple[NCSNpp, dict[str, Any]]:
         When the file is missing, truncated, of another kind, or its weights do not fit its configuration.
     """
     if not Path(path).is_file():
-        raise InputError(f"{path} is not there; give a model written by save_model.")
+        raise InputError(f"{path} is not there; check the path, or train it with main.py --mode=train.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}

@@ -322,6 +322,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     flags = parser.parse_args()
+    if Path(flags.out).suffix.lower() != ".png":
+        raise InputError(f"--out {flags.out}: the page of scenes is a picture; name a .png file.")
     refuse_existing(flags.out, flags.overwrite)
     scans = []
     for seed in range(flags.seed, flags.seed + 24):
