@@ -64,7 +64,7 @@ class OptimizationUnit:
                 kspace, measured, mask, ou.noise_floor, ou.patches, ou.llr_iterations, ou.anneal, self.seed, ou.hard
             )
         if self.hankel is not None:
-            for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False):
+            for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False, disable=None):
                 kspace = data_consistency(fft2c(self.hankel(ifft2c(kspace))), measured, mask)
         return kspace
 

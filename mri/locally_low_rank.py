@@ -118,7 +118,7 @@ def fista_locally_low_rank(
     low_rank = LocallyLowRank(noise_floor, patches, seed, hard)
     kspace = momentum = start
     t = 1.0
-    for i in tqdm(range(iterations), desc="OU (locally low rank)", leave=False):
+    for i in tqdm(range(iterations), desc="OU (locally low rank)", leave=False, disable=None):
         gain = anneal ** (1 - (i + 1) / iterations)
         # the gradient step of length 1 puts the measured samples back
         previous = kspace

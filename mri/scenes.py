@@ -134,7 +134,7 @@ def acquire(image: Tensor, seed: int = 0) -> SceneAcquisition:
     frames, height, _ = image.shape
     pattern = draw.choice(("uniform",) * 6 + ("random", "random", "lattice", "radial", "radial"))
     accelerations = (2, 3, 4, 4, 4, 4, 5, 6, 6, 8, 8, 8, 8, 10, 12)
-    acceleration = draw.choice([value for value in accelerations if value <= frames])
+    acceleration = draw.choice([value for value in accelerations if value <= frames] or [1])
     acs = min(draw.choice((2, 4, 6, 8, 8, 8, 8, 12, 16, 20)), height // 4)
     if pattern == "radial":
         acs = 0
