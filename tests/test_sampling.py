@@ -258,7 +258,7 @@ def denoising_prior(truth, scale):
 
     class Knowing:
         weight = KspaceWeight(1.0, 0.2, 0.5)
-        path, context = "knowing", None
+        path, context, role = "knowing", None, None
         network = SimpleNamespace(config={"sigma_min": 0.01, "sigma_max": 4.0})
 
         def denoise(self, x, sigma, mask, periodic):
