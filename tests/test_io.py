@@ -1,7 +1,10 @@
 """Scans and masks from every format, and one clear sentence for everything that cannot be used."""
 
 import hashlib
+import io
 import os
+import pickle
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -240,11 +243,28 @@ def test_damaged_files(tmp_path, stored, suffix, load):
     refusal(path, "empty", load=load)
 
 
+class Touching:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
 def test_python_objects_are_not_unpickled(tmp_path):
-    np.save(tmp_path / "scan.npy", np.array([{}, []], object), allow_pickle=True)
-    np.savez(tmp_path / "scan.npz", image=np.array([{}, []], object))
+    """A file whose objects would run code is refused, and the code is not run."""
+    stream = io.BytesIO()
+    header = {"descr": "|O", "fortran_order": False, "shape": (2,)}
+    np.lib.format.write_array_header_1_0(stream, header)
+    stream.write(pickle.dumps(Touching(tmp_path / "ran")))
+    (tmp_path / "scan.npy").write_bytes(stream.getvalue())
+    with zipfile.ZipFile(tmp_path / "scan.npz", "w") as archive:
+        archive.writestr("image.npy", stream.getvalue())
     for name in ("scan.npy", "scan.npz"):
         refusal(tmp_path / name, "Python objects")
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_file_without_numbers(tmp_path):
