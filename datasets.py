@@ -364,15 +364,15 @@ def prepare_scene(folder: str | os.PathLike, number: int, size: int) -> Path:
     return path
 
 
-def advance_scene(file: Path, folder: Path, prior) -> Path:
-    """A prepared scene whose start is what `prior` (a `sampling.Prior`) makes of it, unless `folder` has it."""
+def advance_scene(file: Path, folder: Path, prior, device: torch.device | str = "cpu") -> Path:
+    """A prepared scene whose start is what `prior` (`priors.Prior`, on `device`) makes of it, or has made of it."""
     path = folder / file.name
     if not path.exists():
         scene = load_scene(file)
-        kspace, measured_at = fft2c(scene.start), scene.mask
+        kspace, measured_at = fft2c(scene.start).to(device), scene.mask.to(device)
         sigma = missing_std(scene.start - scene.image, scene.mask).item()
         denoised = prior.denoise(kspace, sigma, measured_at, scene.periodic)
-        start = ifft2c(data_consistency(denoised, kspace, measured_at))
+        start = ifft2c(data_consistency(denoised, kspace, measured_at)).cpu()
         _save_scene(path, replace(scene, start=start))
     return path
 

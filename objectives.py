@@ -121,7 +121,7 @@ def make_objective(config: ml_collections.ConfigDict, workdir: Path, name: str):
         prior = load_prior(path, device)
         folder = workdir / f"scenes_after_global_{sha256(path)[:12]}"  # another GM makes others
         drawn = [
-            advance_scene(file, folder, prior)
+            advance_scene(file, folder, prior, device)
             for file in tqdm(drawn, desc="scenes after GM", unit="scene")
         ]
     return Completion(config, drawn, name)

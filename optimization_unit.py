@@ -9,7 +9,7 @@ from mri.holdout import hide
 from mri.interleave import looks_periodic, pseudo_reference
 from mri.locally_low_rank import LocallyLowRank, fista_locally_low_rank
 from mri.lowrank import HankelLowRank
-from mri.weighting import KspaceWeight
+from mri.weighting import DISTANCE_TO_DC
 from utils.errors import InputError
 
 Tensor = torch.Tensor
@@ -107,13 +107,12 @@ def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
         raise InputError("ou.noise_floor = 0 asks to find it, but the mask leaves no sample to hide; give a value.")
-    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
     known = torch.where(kept, measured, 0)
     tried = config.copy_and_resolve_references()
     errors = {}
     for floor in NOISE_FLOORS:
         tried.ou.noise_floor = floor
         predicted = OptimizationUnit(tried, seed).alone(known, kept, config.data.periodic)
-        errors[floor] = weight(predicted - measured)[hidden].norm().item()
+        errors[floor] = DISTANCE_TO_DC(predicted - measured)[hidden].norm().item()
     tried.ou.noise_floor = min(errors, key=errors.get)
     return tried

@@ -27,12 +27,13 @@ from utils.errors import InputError
 
 Tensor = torch.Tensor
 
+
 def few_step_cascade(kspace, dc, optimization_unit, denoise, steps, churn, generator, log):
     """A few deterministic steps from the OU's result, at the noise level of its error.
 
     Song et al. 2021 (DDIM) / Karras et al. 2022, Algorithm 1 without its second-order correction, in their
-    symbols: D denoiser, σ noise level, x ← x + a (D(x; σ) − x), where a = 1 − σ_next/σ.
-    GM takes the early levels, LM the late ones.
+    symbols: D denoiser, σ noise level, x ← x + a (D(x; σ) − x). Each step brings its model, σ and a; in their
+    algorithm a = 1 − σ_next/σ.
 
     Parameters
     ----------
@@ -50,7 +51,8 @@ def few_step_cascade(kspace, dc, optimization_unit, denoise, steps, churn, gener
     for step in steps:
         x = step.prior.weight(kspace)
         noise = churn * step.sigma
-        x = x + noise * from_channels(torch.randn(to_channels(x).shape, generator=generator)).to(x)
+        if noise > 0:
+            x = x + noise * from_channels(torch.randn(to_channels(x).shape, generator=generator)).to(x)
         x = x + step.share * (denoise(step.prior, x, math.hypot(step.sigma, noise)) - x)
         kspace = step.prior.weight.inverse(x)
         residual = log.residual(kspace)
@@ -222,8 +224,6 @@ def reconstruct(
     settings["networks"] = [prior.network.config for prior in priors]
     with_context = all(prior.context is not None for prior in priors)
     deviation = None
-    if sampling.samples and not with_context:
-        raise InputError("sampling.samples needs priors with context, as the shipped ones of --sampler cascade are.")
     tried = len(priors) * (1 if with_context else len(sampling.trust_levels))
     total = sampling.iterations if sampling.sampler == "published" else tried
     with tqdm(total=total, desc=f"GLDM ({sampling.sampler})") as bar:
@@ -318,6 +318,8 @@ def check_noise_levels(sampling, priors: list[Prior]) -> None:
                 f"{prior.path} sees images with their neighbours; the published sampler needs a model of weighted "
                 "k-space (training.objective=dsm): use --sampler cascade."
             )
+        if prior.context is None and sampling.samples:
+            raise InputError("sampling.samples needs priors with context, as those shipped for --sampler cascade are.")
         if prior.context is not None:
             continue
         if sampling.sampler == "published":

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from mri.holdout import hide
 from mri.interleave import pseudo_reference
-from mri.weighting import KspaceWeight
+from mri.weighting import DISTANCE_TO_DC, KspaceWeight
 from optimization_unit import OptimizationUnit, with_periodicity
 from priors import Prior
 
@@ -92,12 +92,11 @@ class _Question:
 
 
 def _ask_in_turn(question: _Question, priors: list[Prior], bar: tqdm | None) -> Trust:
-    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
     kspace, alphas, errors = question.start, [], []
     first = sigma = question.config.sampling.error_gain * question.error
     for prior in priors:
         change = question.change(prior, kspace, sigma)
-        alpha, before, after = question.fit(change, kspace, weight)
+        alpha, before, after = question.fit(change, kspace, DISTANCE_TO_DC)
         if after >= (1 - question.config.sampling.context_margin) * before:
             alpha, after = 0.0, before
         kspace = torch.where(question.kept, question.measured, kspace + alpha * change)
@@ -134,7 +133,6 @@ def missing_error(error: Tensor, hidden: Tensor, mask: Tensor) -> float:
     Estimated from the error on the hidden ones, whose mean square is taken to fall as 1/r² with the distance r to
     DC, as that of the signal itself does.
     """
-    weight = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
-    level = weight(error)[hidden].abs().square().mean()
-    falling = weight.on(error).expand(error.shape)[~mask].square().reciprocal().sum()
+    level = DISTANCE_TO_DC(error)[hidden].abs().square().mean()
+    falling = DISTANCE_TO_DC.on(error).expand(error.shape)[~mask].square().reciprocal().sum()
     return (level * falling / (2 * error.numel())).sqrt().item()
