@@ -9,6 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 from benchmarks import scans
@@ -45,6 +46,7 @@ def picture(path: Path, rows: list[dict]) -> None:
         axis.loglog([row["predicted"] for row in own], [row["error"] for row in own], "o-", markersize=3, label=label)
     ends = [min(row["predicted"] for row in rows), max(row["predicted"] for row in rows)]
     axis.loglog(ends, ends, "k--", linewidth=0.8, label="perfect")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # between decades they would overlap
     axis.set_xlabel("predicted deviation, share of the brightest pixel")
     axis.set_ylabel("root mean square error")
     axis.legend(fontsize=7)
