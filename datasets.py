@@ -1,13 +1,16 @@
 """From scans to what the method needs: acquisitions to reconstruct, weighted frames to learn from."""
 
+import hashlib
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from models.context import Context
@@ -23,6 +26,7 @@ from mri.scenes import Draw, acquire, make_scene
 from mri.weighting import KspaceWeight, to_channels
 from utils.errors import InputError
 from utils.files import atomic_path
+from utils.frame_file import append_frames, open_frames
 
 Tensor = torch.Tensor
 
@@ -252,21 +256,21 @@ class PseudoReferenceFrames:
     Parameters
     ----------
     frames
-        complex k-space of unit-scale scans, `(N, height, width)`.
+        complex k-space of unit-scale scans, `(N, height, width)`; an array, which may be memory-mapped.
     weight
         what the networks see it through.
     max_gain, max_shift
         bounds of the augmentation, see `configs/default.py`.
     """
 
-    def __init__(self, frames: Tensor, weight: KspaceWeight, max_gain: float, max_shift: int) -> None:
+    def __init__(self, frames: np.ndarray, weight: KspaceWeight, max_gain: float, max_shift: int) -> None:
         self.frames, self.weight = frames, weight
         self.max_gain, self.max_shift = max_gain, max_shift
 
-    def batch(self, size: int, generator: torch.Generator) -> Tensor:
-        """Weighted frames as channels: float32 `(size, 2, height, width)`."""
-        index = torch.randint(len(self.frames), (size,), generator=generator)
-        kspace = self.frames[index]
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One weighted frame as channels: float32 `(1, 2, height, width)`."""
+        number = int(torch.randint(len(self.frames), (), generator=generator))
+        kspace = torch.from_numpy(np.array(self.frames[number : number + 1]))
         return to_channels(self.weight(augment(kspace, self.max_gain, self.max_shift, generator)))
 
 
@@ -295,10 +299,11 @@ def augment(kspace: Tensor, max_gain: float, max_shift: int, generator: torch.Ge
     return kspace
 
 
-def pseudo_reference_frames(config, scans: list[Acquisition], model: str) -> Tensor:
-    """Training frames of the global or the local model, all scans: complex `(N, height, width)`.
+def pseudo_reference_file(config, folder: Path, model: str) -> Path:
+    """Training frames of the global or the local model, all scans, in one memory-mapped file of `folder`.
 
-    Every scan is divided by its own scale; the fill reports go to the progress bar.
+    Made once: the file's name holds a checksum of all that it depends on. Complex64 `(N, height, width)`; every scan
+    is divided by its own scale. The fill reports go to the progress bar.
 
     Raises
     ------
@@ -306,24 +311,38 @@ def pseudo_reference_frames(config, scans: list[Acquisition], model: str) -> Ten
         when the scans differ in size.
     """
     window = "global" if model == "global" else config.pseudo_reference.window
-    frames = []
-    bar = tqdm(scans, desc=f"pseudo-references ({window})")
-    for scan in bar:
-        if scan.kspace.shape[1:] != scans[0].kspace.shape[1:]:
-            raise InputError(
-                f"{scan.name} is {tuple(scan.kspace.shape[1:])} but {scans[0].name} is "
-                f"{tuple(scans[0].kspace.shape[1:])}; train on scans of one size (--config.data.scan_size)."
-            )
-        scaled = scan.kspace / scan_scale(scan.kspace, scan.mask)
-        periodic = config.data.periodic
-        if periodic is None:
-            periodic = looks_periodic(scan.kspace, scan.mask)
-        filled, report = pseudo_reference(
-            scaled, scan.mask, window, config.pseudo_reference.local_window, periodic
-        )
-        bar.set_postfix_str(str(report))
-        frames.append(filled)
-    return torch.cat(frames)
+    sources = scan_files(config.data.path) if config.data.path else range(1, config.data.phantoms + 1)
+    parts = [json.loads(config[part].to_json_best_effort()) for part in ("data", "mask", "pseudo_reference")]
+    stamps = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) if isinstance(s, Path) else s for s in sources]
+    key = json.dumps([config.seed, window, parts, stamps], sort_keys=True)
+    path = folder / f"pseudo_references_{window}_{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+    if path.exists():
+        return path
+    first = None
+    with atomic_path(path) as temporary:
+        bar = tqdm(sources, desc=f"pseudo-references ({window})", unit="scan")
+        for source in bar:
+            scan = acquisition(config, source)
+            first = first or scan
+            if scan.kspace.shape[1:] != first.kspace.shape[1:]:
+                raise InputError(
+                    f"{scan.name} is {tuple(scan.kspace.shape[1:])} but {first.name} is "
+                    f"{tuple(first.kspace.shape[1:])}; train on scans of one size (--config.data.scan_size)."
+                )
+            frames, report = pseudo_reference_frames(config, scan, window)
+            bar.set_postfix_str(str(report))
+            append_frames(temporary, frames.numpy())
+    return path
+
+
+def pseudo_reference_frames(config, scan: Acquisition, window: str):
+    """Pseudo-references of a scan of unit scale, complex64 k-space `(frames, height, width)`, and the fill report."""
+    scaled = scan.kspace / scan_scale(scan.kspace, scan.mask)
+    periodic = config.data.periodic
+    if periodic is None:
+        periodic = looks_periodic(scan.kspace, scan.mask)
+    filled, report = pseudo_reference(scaled, scan.mask, window, config.pseudo_reference.local_window, periodic)
+    return filled.to(torch.complex64), report
 
 
 # ------------------------------------------------------------------------------------ synthetic scenes
@@ -339,15 +358,12 @@ class PreparedScene:
     periodic: bool
 
 
-def prepare_scene(folder: str | os.PathLike, number: int, size: int) -> Path:
-    """Make training scene `number` unless `folder` has it: draw it, acquire it, run the OU. Returns its file.
+def prepare_scene(number: int, size: int) -> PreparedScene:
+    """Training scene `number`: drawn, acquired, and what the OU makes of the acquisition.
 
     One scene in eight is a phantom heart of `mri.phantom` (seeds from 1000: never one that is used to test),
     the others are `mri.scenes`.
     """
-    path = Path(folder) / f"scene_{size}_{number:06d}.safetensors"
-    if path.exists():
-        return path
     draw = Draw(number)
     frames = draw.choice((6, 8, 12, 16, 16, 16, 20, 24))
     if number % 8 == 7:
@@ -360,42 +376,61 @@ def prepare_scene(folder: str | os.PathLike, number: int, size: int) -> Path:
     measured, mask = measurement.kspace / scale, measurement.mask
     start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
     start = fista_locally_low_rank(start, measured, mask, 4e-4, (6, 8, 12), 100, 4.0, number)
-    _save_scene(path, PreparedScene(image / scale, ifft2c(start), mask, periodic))
-    return path
+    return PreparedScene(image / scale, ifft2c(start), mask, periodic)
 
 
-def advance_scene(file: Path, folder: Path, prior, device: torch.device | str = "cpu") -> Path:
-    """A prepared scene whose start is what `prior` (`priors.Prior`, on `device`) makes of it, or has made of it."""
-    path = folder / file.name
-    if not path.exists():
-        scene = load_scene(file)
-        kspace, measured_at = fft2c(scene.start).to(device), scene.mask.to(device)
-        sigma = missing_std(scene.start - scene.image, scene.mask).item()
-        denoised = prior.denoise(kspace, sigma, measured_at, scene.periodic)
-        start = ifft2c(data_consistency(denoised, kspace, measured_at)).cpu()
-        _save_scene(path, replace(scene, start=start))
-    return path
+def advance_scene(scene: PreparedScene, prior, device: torch.device | str = "cpu") -> PreparedScene:
+    """The scene with a start that `prior` (`priors.Prior`, on `device`) makes of it."""
+    kspace, measured_at = fft2c(scene.start).to(device), scene.mask.to(device)
+    sigma = missing_std(scene.start - scene.image, scene.mask).item()
+    denoised = prior.denoise(kspace, sigma, measured_at, scene.periodic)
+    return replace(scene, start=ifft2c(data_consistency(denoised, kspace, measured_at)).cpu())
 
 
-def _save_scene(path: Path, scene: PreparedScene) -> None:
-    tensors = {
-        "image": torch.view_as_real(scene.image).contiguous(),
-        "start": torch.view_as_real(scene.start).contiguous(),
-        "mask": scene.mask,
-    }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"periodic": str(scene.periodic)})
+class SceneFile:
+    """Prepared scenes of one size in one memory-mapped file, in order, each whole or not there.
+
+    Pickled (for the processes of a data loader) as its path alone.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._frames: np.ndarray | None = None
+
+    def append(self, scene: PreparedScene) -> None:
+        """Write one more scene."""
+        height, width = scene.image.shape[1:]
+        pixels = (("image", "<c8"), ("start", "<c8"), ("mask", "?"))
+        kind = np.dtype([("scene", "<i8"), ("periodic", "?"), *((*field, (height, width)) for field in pixels)])
+        frames = np.zeros(len(scene.image), kind)
+        frames["scene"], frames["periodic"] = len(self), scene.periodic
+        for name, _ in pixels:
+            frames[name] = getattr(scene, name).numpy()
+        append_frames(self.path, frames)
+        self._frames = None
+
+    def __len__(self) -> int:
+        return len(self._bounds()) - 1 if self.path.exists() else 0
+
+    def __getitem__(self, number: int) -> PreparedScene:
+        first, end = self._bounds()[number : number + 2]
+        part = self._frames[first:end]
+        image, start, mask = (torch.from_numpy(np.array(part[name])) for name in ("image", "start", "mask"))
+        return PreparedScene(image, start, mask, bool(part["periodic"][0]))
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_frames": None}
+
+    def _bounds(self) -> np.ndarray:
+        """First frame of every scene, and one past the last."""
+        if self._frames is None:
+            self._frames = open_frames(self.path)
+            scene = self._frames["scene"]
+            self._first = np.searchsorted(scene, np.arange(scene[-1] + 2))
+        return self._first
 
 
-def load_scene(path: str | os.PathLike) -> PreparedScene:
-    """What `prepare_scene` wrote."""
-    with safe_open(path, framework="pt") as file:
-        image, start = (torch.view_as_complex(file.get_tensor(name)) for name in ("image", "start"))
-        return PreparedScene(image, start, file.get_tensor("mask"), file.metadata()["periodic"] == "True")
-
-
-@dataclass(frozen=True)
-class SceneBatch:
+class SceneBatch(NamedTuple):
     """Frames of scenes whose missing samples are wrong by about σ, and the truth."""
 
     x: Tensor  # float32 (batch, 2 + context channels, height, width): the frame, then its context
@@ -403,9 +438,6 @@ class SceneBatch:
     truth: Tensor  # complex, same shape
     mask: Tensor  # bool, same shape
     sigma: Tensor  # (batch,): standard deviation of the error per real channel, as the network is told it
-
-    def to(self, device: torch.device) -> "SceneBatch":
-        return SceneBatch(*(getattr(self, f).to(device) for f in ("x", "image", "truth", "mask", "sigma")))
 
 
 class SceneFrames:
@@ -418,25 +450,28 @@ class SceneFrames:
 
     Parameters
     ----------
-    files
-        of `prepare_scene`, all of one size.
+    scenes
+        prepared ones, such as a `SceneFile`.
+    count
+        how many of them to draw from, the first ones.
+    frames
+        of one scene in a draw.
     context
         of the network.
     settings
-        `config.training`: `scene_frames` per scene in a batch, `max_gain`, `sigma_jitter`, `noisy_share`.
+        `config.training`: `max_gain`, `sigma_jitter`, `noisy_share`.
     """
 
-    def __init__(self, files: list[Path], context: Context, settings) -> None:
-        self.files, self.context, self.settings = files, context, settings
+    def __init__(
+        self, scenes: Sequence[PreparedScene], count: int, frames: int, context: Context, settings
+    ) -> None:
+        self.scenes, self.count, self.frames = scenes, count, frames
+        self.context, self.settings = context, settings
 
-    def batch(self, size: int, generator: torch.Generator) -> SceneBatch:
-        """`size` frames of `size / scene_frames` scenes."""
-        each = self.settings.scene_frames
-        parts = []
-        for first in range(0, size, each):
-            number = int(torch.randint(len(self.files), (), generator=generator))
-            parts.append(self._frames(load_scene(self.files[number]), min(each, size - first), generator))
-        return SceneBatch(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    def draw(self, generator: torch.Generator) -> SceneBatch:
+        """Frames of one scene (all, when it has fewer)."""
+        number = int(torch.randint(self.count, (), generator=generator))
+        return SceneBatch(*self._frames(self.scenes[number], self.frames, generator))
 
     def _frames(self, scene: PreparedScene, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         truth, start, mask = augment_scene(scene, self.settings.max_gain, generator)

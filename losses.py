@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 
@@ -17,23 +18,33 @@ EPSILON_T = 1e-5  # smallest training time, as published
 SMALL_ERROR = 0.005  # σ_c of `completion_loss`, in units of the scan's scale
 
 
-def dsm_loss(score: Score, x: Tensor, sde: VESDE, generator: torch.Generator | None = None) -> Tensor:
-    """E ‖σ s(x + σ z, σ) + z‖² per element, t uniform (Song et al. 2021, eq. 7, λ = σ²).
+class NoisyBatch(NamedTuple):
+    """Clean data and the noise to add to it."""
 
-    A score that knows nothing (s = 0) gives 1; the loss is the fraction of the noise left unexplained.
+    x: Tensor  # (batch, channels, height, width)
+    z: Tensor  # standard normal, same shape
+    sigma: Tensor  # (batch,)
+
+
+def draw_noise(x: Tensor, sde: VESDE, generator: torch.Generator | None = None) -> NoisyBatch:
+    """`x` with noise of levels σ(t), t uniform."""
+    t = torch.rand(x.shape[0], generator=generator).to(x.device) * (1 - EPSILON_T) + EPSILON_T
+    return NoisyBatch(x, torch.randn(x.shape, generator=generator).to(x), sde.sigma(t))
+
+
+def dsm_loss(score: Score, batch: NoisyBatch) -> Tensor:
+    """Σ ‖σ s(x + σ z, σ) + z‖² (Song et al. 2021, eq. 7, λ = σ²), to be divided by the number of elements.
+
+    Per element, a score that knows nothing (s = 0) gives 1: the loss is the fraction of the noise left unexplained.
 
     Parameters
     ----------
     score
         maps noisy data `(batch, channels, height, width)` and σ `(batch,)` to scores of the data's shape.
-    x
-        clean data of that shape.
     """
-    t = torch.rand(x.shape[0], generator=generator).to(x.device) * (1 - EPSILON_T) + EPSILON_T
-    z = torch.randn(x.shape, generator=generator).to(x)
-    sigma = sde.sigma(t)
-    level = sigma[:, None, None, None]
-    return (level * score(x + level * z, sigma) + z).square().mean()
+    level = batch.sigma[:, None, None, None]
+    noisy = (batch.x + level * batch.z).contiguous(memory_format=torch.channels_last)
+    return (level * score(noisy, batch.sigma) + batch.z).square().sum()
 
 
 def denoise(score: Score, batch: SceneBatch) -> Tensor:
@@ -43,20 +54,23 @@ def denoise(score: Score, batch: SceneBatch) -> Tensor:
 
 
 def completion_loss(score: Score, batch: SceneBatch) -> Tensor:
-    """Share of the error on the missing samples that the denoiser D = x + σ² s leaves, measured samples put back.
+    """Squared error on the missing samples that the denoiser D = x + σ² s leaves, measured samples put back.
 
-    The squared error of a frame counts by 1/(σ² + σ_c²): undivided, the few worst frames decide; divided by σ²
-    alone, those that have hardly any error, and that of noise. 1 for a score that knows nothing (s = 0).
+    To be divided by `completion_size`: then 1 for a score that knows nothing (s = 0). The squared error of a frame
+    counts by 1/(σ² + σ_c²): undivided, the few worst frames decide; divided by σ² alone, those that have hardly any
+    error, and that of noise.
     """
-    missing = ~batch.mask
-    denoised = denoise(score, batch)
-    left = torch.where(missing, fft2c(denoised - batch.truth), 0)
-    before = torch.where(missing, fft2c(batch.image - batch.truth), 0)
+    return _missing_error(denoise(score, batch), batch)
 
-    def size(kspace: Tensor) -> Tensor:
-        return (torch.view_as_real(kspace).square().sum(dim=(1, 2, 3)) / (batch.sigma**2 + SMALL_ERROR**2)).sum()
 
-    return size(left) / size(before)
+def completion_size(batch: SceneBatch) -> Tensor:
+    """The same of the frames as they come."""
+    return _missing_error(batch.image, batch)
+
+
+def _missing_error(image: Tensor, batch: SceneBatch) -> Tensor:
+    error = torch.where(batch.mask, 0, fft2c(image - batch.truth))
+    return (torch.view_as_real(error).square().sum(dim=(1, 2, 3)) / (batch.sigma**2 + SMALL_ERROR**2)).sum()
 
 
 class ExponentialMovingAverage:

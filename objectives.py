@@ -4,57 +4,105 @@ An objective draws its batches, gives the loss of a network on one, and says wha
 a reconstruction can use the network.
 """
 
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import ml_collections
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datasets import (
+    PreparedScene,
     PseudoReferenceFrames,
+    SceneBatch,
+    SceneFile,
     SceneFrames,
-    acquisition,
     advance_scene,
     prepare_scene,
-    pseudo_reference_frames,
-    scan_files,
+    pseudo_reference_file,
 )
-from losses import Score, completion_loss, denoise, dsm_loss
+from losses import NoisyBatch, Score, completion_loss, completion_size, denoise, draw_noise, dsm_loss
 from models.context import Context
 from mri.fourier import ifft2c
 from mri.io import sha256
 from mri.weighting import KspaceWeight, from_channels
-from priors import load_prior
+from priors import Prior, load_prior
 from sde_lib import VESDE
 from utils.errors import InputError
+from utils.frame_file import open_frames
+from utils.processes import ALONE, Processes
 
 Tensor = torch.Tensor
 
 OBJECTIVES = ("dsm", "synthetic")
 
 
-class DenoisingScoreMatching:
-    """The published objective: denoise the weighted k-space of pseudo-references."""
+class Objective:
+    """What `training.Training` needs of an objective; a batch is a tuple of tensors with a first axis of frames."""
 
-    def __init__(self, config: ml_collections.ConfigDict, frames: Tensor, name: str) -> None:
-        self.batch_size, self.name, self.context = config.training.batch_size, name, None
+    name: str  # global or local
+    context: Context | None
+    frames_per_draw: int
+
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """A small batch that `generator` alone decides: any process can draw any of them, at any time."""
+        raise NotImplementedError
+
+    def join(self, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Several draws as one batch."""
+        return type(draws[0])(*(torch.cat(tensors) for tensors in zip(*draws, strict=True)))
+
+    def loss(self, score: Score, batch: tuple[Tensor, ...]) -> Tensor:
+        """Summed over the batch."""
+        raise NotImplementedError
+
+    def size(self, batch: tuple[Tensor, ...]) -> Tensor | float:
+        """What the summed loss is divided by, also summed; of all processes, when several share a batch."""
+        raise NotImplementedError
+
+    def metadata(self) -> dict:
+        """What `priors.load_prior` needs beside the network."""
+        raise NotImplementedError
+
+    def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
+        """A picture `(1, height, width)` of what the network does, and its name."""
+        raise NotImplementedError
+
+
+class DenoisingScoreMatching(Objective):
+    """The published objective: denoise the weighted k-space of pseudo-references.
+
+    `frames` are complex `(N, height, width)`, of scans of unit scale; an array, which may be memory-mapped.
+    """
+
+    frames_per_draw = 1
+
+    def __init__(self, config: ml_collections.ConfigDict, frames: np.ndarray, name: str) -> None:
+        self.name, self.context = name, None
         self.weight = KspaceWeight.fit(frames, config.weight.power, config.weight.data_std)
         self.data = PseudoReferenceFrames(frames, self.weight, config.training.max_gain, config.training.max_shift)
         self.sde = VESDE(config.model.sigma_min, config.model.sigma_max, config.model.num_scales)
 
-    def loss(self, score: Score, generator: torch.Generator, device: torch.device) -> Tensor:
-        x = self.data.batch(self.batch_size, generator).to(device).contiguous(memory_format=torch.channels_last)
-        return dsm_loss(score, x, self.sde, generator)
+    def draw(self, generator: torch.Generator) -> NoisyBatch:
+        return draw_noise(self.data.draw(generator), self.sde, generator)
+
+    def loss(self, score: Score, batch: NoisyBatch) -> Tensor:
+        return dsm_loss(score, batch)
+
+    def size(self, batch: NoisyBatch) -> float:
+        return batch.x.numel()
 
     def metadata(self) -> dict:
-        """What `sampling.load_prior` needs beside the network."""
         return {"weight": self.weight.to_dict(), "objective": "dsm"}
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
         """A frame's image clean, with noise, and denoised by D = x + σ² s, at three noise levels: `(1, H, W)`."""
         generator = torch.Generator().manual_seed(0)
-        x = self.data.batch(1, generator).to(device)
+        x = self.data.draw(generator).to(device)
         rows = []
         for factor in (0.1, 0.3, 1.0):
             sigma = factor * self.weight.data_std
@@ -65,16 +113,29 @@ class DenoisingScoreMatching:
         return "clean, noisy, denoised", torch.cat(rows)[None].clamp(0, 1).cpu()
 
 
-class Completion:
-    """Take away what the OU leaves wrong in the missing samples of synthetic scenes."""
+class Completion(Objective):
+    """Take away what the OU leaves wrong in the missing samples of synthetic scenes.
 
-    def __init__(self, config: ml_collections.ConfigDict, files: list[Path], name: str) -> None:
-        self.batch_size, self.name = config.training.batch_size, name
+    Parameters
+    ----------
+    scenes
+        prepared ones; the first `config.training.scenes` are drawn from.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, scenes: SceneFile, name: str) -> None:
+        settings = config.training
+        self.name, self.frames_per_draw = name, min(settings.scene_frames, settings.batch_size)
         self.context = Context.from_config(config.context[name])
-        self.data = SceneFrames(files, self.context, config.training)
+        self.data = SceneFrames(scenes, settings.scenes, self.frames_per_draw, self.context, settings)
 
-    def loss(self, score: Score, generator: torch.Generator, device: torch.device) -> Tensor:
-        return completion_loss(score, self.data.batch(self.batch_size, generator).to(device))
+    def draw(self, generator: torch.Generator) -> SceneBatch:
+        return self.data.draw(generator)
+
+    def loss(self, score: Score, batch: SceneBatch) -> Tensor:
+        return completion_loss(score, batch)
+
+    def size(self, batch: SceneBatch) -> Tensor:
+        return completion_size(batch)
 
     def metadata(self) -> dict:
         plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
@@ -83,45 +144,80 @@ class Completion:
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
         """Three frames: truth, start, denoised, and the error × 10 of the last two: `(1, H, W)`."""
-        batch = self.data.batch(3, torch.Generator().manual_seed(0)).to(device)
+        draws = [self.draw(torch.Generator().manual_seed(seed)) for seed in range(3)]
+        batch = SceneBatch(*(tensor.to(device) for tensor in self.join(draws)))
         denoised = denoise(score, batch)
         errors = [10 * (image - batch.truth).abs() for image in (batch.image, denoised)]
         columns = [batch.truth.abs(), batch.image.abs(), denoised.abs(), *errors]
         return "truth, start, denoised, errors x 10", torch.cat(columns, dim=2).flatten(0, 1)[None].clamp(0, 1).cpu()
 
 
-def make_objective(config: ml_collections.ConfigDict, workdir: Path, name: str):
-    """The objective of `config.training.objective` for GM or LM (`name`), its data made ready under `workdir`.
+def make_objective(
+    config: ml_collections.ConfigDict, workdir: Path, name: str, among: Processes = ALONE
+) -> Objective:
+    """The objective of `config.training.objective` for GM or LM (`name`), its data made ready in `workdir/data`.
 
-    `synthetic` draws its scenes once, into `workdir/scenes`; LM learns from what GM leaves of them
-    (`workdir/scenes_after_global_<checksum of GM>`), so GM must be there.
+    The data are one memory-mapped file, made once by the first process. `synthetic` draws its scenes into
+    `scenes_<size>.npy`; LM learns from what GM leaves of them (`scenes_<size>_after_<checksum of GM>.npy`), so GM
+    must be there. A run that wants more scenes adds them.
 
     Raises
     ------
     InputError
         for an unknown objective.
     """
-    settings = config.training
+    settings, folder = config.training, workdir / "data"
     if settings.objective == "dsm":
-        sources = scan_files(config.data.path) if config.data.path else range(1, config.data.phantoms + 1)
-        scans = [acquisition(config, source) for source in tqdm(sources, desc="scans", unit="scan")]
-        return DenoisingScoreMatching(config, pseudo_reference_frames(config, scans, name), name)
+        path = among.first_before_others(lambda: pseudo_reference_file(config, folder, name))
+        return DenoisingScoreMatching(config, open_frames(path), name)
     if settings.objective != "synthetic":
         raise InputError(f"training.objective '{settings.objective}' is unknown; choose {' or '.join(OBJECTIVES)}.")
     path = workdir / "global" / "model.safetensors"
     if name == "local" and not path.is_file():
         raise InputError(f"{path} is not there, and LM learns from what GM leaves; train --model=global first.")
-    numbers = range(1, settings.scenes + 1)
-    drawn = [
-        prepare_scene(workdir / "scenes", number, config.data.image_size)
-        for number in tqdm(numbers, desc="scenes", unit="scene")
-    ]
-    if name == "local":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        prior = load_prior(path, device)
-        folder = workdir / f"scenes_after_global_{sha256(path)[:12]}"  # another GM makes others
-        drawn = [
-            advance_scene(file, folder, prior, device)
-            for file in tqdm(drawn, desc="scenes after GM", unit="scene")
-        ]
-    return Completion(config, drawn, name)
+    size = config.data.image_size
+    scenes = SceneFile(folder / f"scenes_{size}.npy")
+    among.first_before_others(lambda: draw_scenes(scenes, settings.scenes, size, loader_workers(config, among.device)))
+    if name == "global":
+        return Completion(config, scenes, name)
+    # another GM makes others
+    advanced = SceneFile(folder / f"scenes_{size}_after_{sha256(path)[:12]}.npy")
+    prior = load_prior(path, among.device)
+    among.first_before_others(lambda: advance_scenes(scenes, advanced, settings.scenes, prior, among.device))
+    return Completion(config, advanced, name)
+
+
+def draw_scenes(scenes: SceneFile, count: int, size: int, workers: int) -> None:
+    """Add synthetic scenes to `scenes` until it has `count`, drawn by `workers` processes (0: this one)."""
+    numbers = range(len(scenes) + 1, count + 1)
+    loader = DataLoader(_Drawn(numbers, size), batch_size=None, num_workers=workers)
+    for scene in tqdm(loader, desc="scenes", unit="scene", disable=not numbers):
+        scenes.append(scene)
+
+
+def advance_scenes(scenes: SceneFile, advanced: SceneFile, count: int, prior: Prior, device: torch.device) -> None:
+    """Add to `advanced` what `prior` makes of the first `count` of `scenes`, as far as it is not there."""
+    numbers = range(len(advanced), count)
+    for number in tqdm(numbers, desc="scenes after GM", unit="scene", disable=not numbers):
+        advanced.append(advance_scene(scenes[number], prior, device))
+
+
+@dataclass(frozen=True)
+class _Drawn(Dataset):
+    """Scenes by their place in `numbers`, made when they are asked for."""
+
+    numbers: range
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, place: int) -> PreparedScene:
+        return prepare_scene(self.numbers[place], self.size)
+
+
+def loader_workers(config: ml_collections.ConfigDict, device: torch.device) -> int:
+    """Processes that make data beside the training: `training.workers`; None: 0 on a CPU, else up to 12."""
+    if config.training.workers is not None:
+        return config.training.workers
+    return min(12, max(1, (os.cpu_count() or 2) - 2)) if device.type == "cuda" else 0

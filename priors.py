@@ -9,6 +9,7 @@ from models.checkpoint import load_model
 from models.context import Context
 from models.convert import load_published
 from models.ncsnpp import NCSNpp
+from models.precision import Score, compiled, in_precision
 from mri.fourier import fft2c, ifft2c
 from mri.weighting import KspaceWeight, from_channels, to_channels
 from utils.errors import InputError
@@ -35,6 +36,7 @@ class Prior:
     context: Context | None = None  # None: k-space, frame by frame
     remaining: float = 0.0  # with context: share of the error that it left in training
     role: str | None = None  # global or local, where the file says it
+    run: Score | None = None  # the network compiled or in another precision; None: as it is
 
     def denoise(self, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
         """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie), of a whole scan.
@@ -63,15 +65,28 @@ class Prior:
         divisor = self.network.divisor
         bottom, right = -height % divisor, -width % divisor
         padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
+        run = self.run or self.network
         scores = [
-            self.network(chunk, torch.full((len(chunk),), sigma, device=x.device))
-            for chunk in padded.split(self.batch_size)
+            run(chunk, torch.full((len(chunk),), sigma, device=x.device)) for chunk in padded.split(self.batch_size)
         ]
         return torch.cat(scores)[..., :height, :width]
 
 
-def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size: int = 16) -> Prior:
+def load_prior(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    batch_size: int = 16,
+    precision: str = "fp32",
+    compile: bool = False,
+) -> Prior:
     """A prior from our `.safetensors` or a published `.pth` (which then has the published weight).
+
+    Parameters
+    ----------
+    batch_size
+        frames per network pass.
+    precision, compile
+        see `models.precision`.
 
     Raises
     ------
@@ -98,4 +113,7 @@ def load_prior(path: str | Path, device: torch.device | str = "cpu", batch_size:
         )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     remaining = metadata.get("loss", 1.0) ** 0.5 if context is not None else 0.0
-    return Prior(network, weight, str(path), batch_size, context, remaining, metadata.get("prior"))
+    run = None
+    if compile or precision != "fp32":
+        run = in_precision(compiled(network, device) if compile else network, precision, device)
+    return Prior(network, weight, str(path), batch_size, context, remaining, metadata.get("prior"), run)

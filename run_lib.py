@@ -1,12 +1,8 @@
 """The jobs behind the commands: train the priors, reconstruct a scan, evaluate a folder of scans."""
 
 import json
-import pickle
 import platform
-import shlex
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -16,15 +12,8 @@ import ml_collections
 import numpy as np
 import scipy.io
 import torch
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
 from datasets import Acquisition, acquisition, scan_files
-from losses import ExponentialMovingAverage, make_optimizer, optimize
-from models import create_model
-from models.checkpoint import load_model, save_model
-from models.context import Context
-from models.ncsnpp import NCSNpp
 from mri.fourier import ifft2c
 from mri.interleave import pseudo_reference
 from mri.io import sha256
@@ -32,234 +21,34 @@ from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
 from optimization_unit import optimization_unit_alone, with_periodicity
 from priors import MODELS, Prior, load_prior
-from sampling import Reconstruction, reconstruct
+from sampling import Reconstruction, check_running, reconstruct
+from training import Training, check_training
+from utils.arguments import command_line
 from utils.errors import InputError
-from utils.files import atomic_folder, atomic_path, refuse_existing, refuse_unwritable
+from utils.files import atomic_folder, refuse_existing, refuse_unwritable
 from utils.pictures import deviation_picture, film, montage, xt_profile
+from utils.processes import processes
 from utils.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
 
 METRICS = ("method", *COLUMNS, "seconds")
-# of a configuration, to resume a run
-MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "training", "optim", "seed")
-FREE_TO_CHANGE = (  # of config.training, n_iters only under a constant rate: the other depends on it
-    "n_iters", "log_freq", "image_freq", "snapshot_freq", "snapshot_freq_for_preemption", "keep_snapshots", "compile",
-)  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------------------- training
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, ...]) -> None:
     """Train GM and LM for the configured objective; resume when `workdir` holds a run.
 
     Writes `workdir/<model>/`: `model.safetensors` (EMA weights, all that a reconstruction needs),
-    `checkpoints/checkpoint_<step>.pth`, `checkpoints-meta/checkpoint.pth` (to resume) and `tensorboard/`.
+    `checkpoints/checkpoint_<step>.pth`, `checkpoints-meta/checkpoint.pth` (to resume) and `tensorboard/`; and
+    `workdir/data/`, what the networks learn from. Under `torchrun` its processes share every batch.
     """
     check_training(config)
     refuse_unwritable(workdir)
-    for name in models:
-        Training(config, workdir / name, make_objective(config, workdir, name)).run()
-
-
-def check_training(config: ml_collections.ConfigDict) -> None:
-    """Raise `InputError` for a number that leaves nothing to train."""
-    least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
-             "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
-             "training.scenes": 1, "training.scene_frames": 1, "sampling.batch_size": 1,
-             "data.image_size": 64, "data.frames": 2, "data.phantoms": 0 if config.data.path else 1}
-    for field, smallest in least.items():
-        part, name = field.split(".")
-        if config[part][name] < smallest:
-            raise InputError(f"{field} must be at least {smallest}, not {config[part][name]}.")
-    if config.training.max_gain < 1 or config.training.sigma_jitter < 0:
-        raise InputError("training.max_gain must be at least 1, and training.sigma_jitter at least 0.")
-    for field, known in {"optim.schedule": ("constant", "cosine"), "data.phase": ("smooth", "none")}.items():
-        part, name = field.split(".")
-        if config[part][name] not in known:
-            raise InputError(f"{field} '{config[part][name]}' is unknown; choose {' or '.join(known)}.")
-    if config.data.num_channels != 2:
-        raise InputError(f"data.num_channels must be 2, real and imaginary part, not {config.data.num_channels}.")
-
-
-def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
-    """Give `network` the weights of a model of the same architecture, whose context may hold more images.
-
-    So LM can begin from GM.
-
-    Raises
-    ------
-    InputError
-        when the architectures differ in more than that.
-    """
-    other, metadata = load_model(path)
-    weights, own = other.state_dict(), network.state_dict()
-    theirs = ["frame", *Context.from_config(metadata["context"]).images] if "context" in metadata else ["frame"]
-    ours = ["frame", *(context.images if context else [])]
-    if set(weights) == set(own) and set(ours) <= set(theirs):
-        size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image
-        columns = torch.cat([size * theirs.index(name) + torch.arange(size) for name in ours])
-        for name, value in weights.items():
-            if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
-                weights[name] = value[:, columns]
-    if set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
-        raise InputError(f"training.init: {path} is a model of another architecture or context; give one that fits.")
-    network.load_state_dict(weights)
-
-
-class StopRequest:
-    """SIGTERM asks the training to write a checkpoint after the step at hand, and to end."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            self.before = signal.signal(signal.SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.before)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
-
-
-class Training:
-    """One model's training: its state, its steps, its files."""
-
-    def __init__(self, config: ml_collections.ConfigDict, folder: Path, objective) -> None:
-        self.config, self.folder, self.objective, self.name = config, folder, objective, objective.name
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = create_model(config, objective.context).to(self.device, memory_format=torch.channels_last)
-        if config.training.init:
-            start_from(self.network, objective.context, config.training.init)
-        self.score = torch.compile(self.network) if config.training.compile else self.network
-        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
-        self.ema = ExponentialMovingAverage(self.parameters, config.model.ema_rate)
-        self.optimizer = make_optimizer(self.parameters, config.optim)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.step, self.mean_loss = 0, None
-
-    def run(self) -> None:
-        """Steps until `config.training.n_iters`, with logs and checkpoints on the way."""
-        settings, resume_from = self.config.training, self.folder / "checkpoints-meta" / "checkpoint.pth"
-        if resume_from.exists():
-            self._resume(resume_from)
-        if self.step >= settings.n_iters:
-            print(f"{self.folder} is at step {self.step} already, all of training.n_iters")
-            return
-        with StopRequest() as stop:
-            self._steps(stop, resume_from)
-        print(f"wrote {self.folder / 'model.safetensors'}")
-
-    def _steps(self, stop: StopRequest, resume_from: Path) -> None:
-        settings = self.config.training
-        writer = SummaryWriter(self.folder / "tensorboard")
-        bar = tqdm(total=settings.n_iters, initial=self.step, desc=f"train {self.name}", unit="step")
-        since = (time.perf_counter(), self.step)
-        while self.step < settings.n_iters:
-            loss, norm = self._train_step()
-            self.step += 1
-            self.mean_loss = loss if self.mean_loss is None else 0.99 * self.mean_loss + 0.01 * loss
-            bar.update()
-            if self.step % settings.log_freq == 0:
-                rate = (self.step - since[1]) * settings.batch_size / (time.perf_counter() - since[0])
-                since = (time.perf_counter(), self.step)
-                bar.set_postfix(loss=f"{self.mean_loss:.4f}", images_per_s=f"{rate:.1f}")
-                writer.add_scalar("loss", loss, self.step)
-                writer.add_scalar("gradient_norm", norm, self.step)
-                writer.add_scalar("images_per_s", rate, self.step)
-            if self.step % settings.image_freq == 0:
-                writer.add_image(*self.objective.example(self.network, self.device), self.step)
-            stopping = stop.asked  # asked for once: a request that comes while the files are written waits a step
-            last = self.step == settings.n_iters or stopping
-            if self.step % settings.snapshot_freq_for_preemption == 0 or last:
-                self._save(resume_from)
-            if self.step % settings.snapshot_freq == 0 or last:
-                self._save(self.folder / "checkpoints" / f"checkpoint_{self.step}.pth")
-                self._prune()
-            if stopping:
-                sys.exit(143)
-        bar.close()
-        writer.close()
-
-    def _prune(self) -> None:
-        """Remove all but the newest kept checkpoints: one of the published network takes 1 GB."""
-        kept = sorted((self.folder / "checkpoints").glob("checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
-        for path in kept[: -self.config.training.keep_snapshots]:
-            path.unlink()
-
-    def _train_step(self) -> tuple[float, float]:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective.loss(self.score, self.generator, self.device)
-        loss.backward()
-        settings = self.config.training
-        norm = optimize(self.optimizer, self.parameters, self.config.optim, self.step, settings.n_iters)
-        self.ema.update(self.parameters)
-        if not np.isfinite(loss.item()):
-            raise InputError(f"the loss of {self.name} is not finite at step {self.step}; lower optim.lr.")
-        return loss.item(), norm
-
-    def _save(self, path: Path) -> None:
-        """The state to resume from, and the EMA weights as `model.safetensors`."""
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "model": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "step": self.step,
-            "mean_loss": self.mean_loss,
-            "generator": self.generator.get_state(),
-            "torch_generator": torch.get_rng_state(),  # of dropout
-            "config": self.config.to_json(),
-        }
-        with atomic_path(path) as temporary:
-            torch.save(state, temporary)
-        averaged = create_model(self.config, self.objective.context)
-        averaged.load_state_dict(self.network.state_dict())
-        self.ema.copy_to([p for p in averaged.parameters() if p.requires_grad])
-        save_model(
-            averaged,
-            self.folder / "model.safetensors",
-            **self.objective.metadata(),
-            prior=self.name,
-            step=self.step,
-            loss=self.mean_loss,
-            command=command_line(),
-            training_config=json.loads(self.config.to_json()),
-        )
-
-    def _resume(self, path: Path) -> None:
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            then, now = json.loads(state["config"]), json.loads(self.config.to_json())
-        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
-            raise InputError(
-                f"{path} is truncated or no checkpoint of this training; put the newest file of "
-                f"{self.folder / 'checkpoints'} in its place, or remove it to begin again."
-            ) from None
-        for config in (then, now):
-            cosine = config["optim"].get("schedule") == "cosine"
-            free = FREE_TO_CHANGE if not cosine else [field for field in FREE_TO_CHANGE if field != "n_iters"]
-            config["training"] = {name: value for name, value in config["training"].items() if name not in free}
-        for part in MUST_MATCH:
-            if then.get(part) != now[part]:
-                before = then.get(part, {})
-                names = [k for k in now[part] if before.get(k) != now[part][k]] if part != "seed" else []
-                raise InputError(
-                    f"{path} was made with another {part} ({', '.join(names) or before}); give the same "
-                    "configuration to resume it, or another --workdir (begun from this one by --config.training.init, "
-                    "if it shall learn on)."
-                )
-        self.network.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.ema.load_state_dict(state["ema"])
-        self.generator.set_state(state["generator"].cpu())
-        torch.set_rng_state(state["torch_generator"].cpu())
-        self.step, self.mean_loss = state["step"], state["mean_loss"]
-        print(f"resuming {path} at step {self.step}")
+    with processes() as among:
+        among.refuse_differences(config)
+        for name in models:
+            Training(config, workdir / name, make_objective(config, workdir, name, among), among).run()
+            among.wait()  # LM learns from the file of GM
 
 
 # ---------------------------------------------------------------------------------------- reconstruction
@@ -440,15 +229,11 @@ def evaluate_folder(
 
 
 def load_priors(config: ml_collections.ConfigDict, global_path: Path | str, local_path: Path | str):
-    """GM and LM on the device at hand."""
+    """GM and LM on the device at hand, run as `config.sampling` says."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    size = config.sampling.batch_size
-    return load_prior(global_path, device, size), load_prior(local_path, device, size)
-
-
-def command_line() -> str:
-    """The command that is running, as one would type it."""
-    script = Path(sys.argv[0])
-    if script.is_absolute() and script.is_relative_to(Path.cwd()):
-        script = script.relative_to(Path.cwd())
-    return shlex.join(["python", str(script), *sys.argv[1:]])
+    sampling = config.sampling
+    check_running(sampling)
+    return tuple(
+        load_prior(path, device, sampling.batch_size, sampling.precision, sampling.compile)
+        for path in (global_path, local_path)
+    )

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from configs.ve.cpu_demo import get_config
+from models.precision import PRECISIONS
 from mri.consistency import data_consistency, data_residual, scan_scale
 from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
@@ -203,7 +204,8 @@ def reconstruct(
     kspace, mask = checked_scan(kspace, mask)
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
-    priors = [models[name] or load_prior(shipped(name, sampling.sampler), device) for name in sampling.order]
+    run = (device, sampling.batch_size, sampling.precision, sampling.compile)
+    priors = [models[name] or load_prior(shipped(name, sampling.sampler), *run) for name in sampling.order]
     for name, prior in zip(sampling.order, priors, strict=True):
         if prior.role not in (None, name):
             raise InputError(f"{prior.path} is the {prior.role} model but is given as the {name} one; exchange them.")
@@ -287,8 +289,9 @@ def check_settings(config, mask: Tensor) -> None:
             f"sampling.iterations must lie between 1 and num_scales = {sampling.num_scales}, "
             f"not {sampling.iterations}."
         )
-    if min(sampling.copies, sampling.steps, sampling.batch_size) < 1:
-        raise InputError("sampling.copies, sampling.steps and sampling.batch_size must be at least 1.")
+    check_running(sampling)
+    if min(sampling.copies, sampling.steps) < 1:
+        raise InputError("sampling.copies and sampling.steps must be at least 1.")
     if not sampling.trust_levels or sampling.error_gain <= 0:
         raise InputError("sampling.trust_levels must not be empty, and sampling.error_gain must be above 0.")
     if config.ou.anneal <= 0 or config.ou.noise_floor < 0:
@@ -302,6 +305,14 @@ def check_settings(config, mask: Tensor) -> None:
             f"the mask has {acs_rows(rows).sum()} ACS lines and the cascade finds its noise level from at least "
             f"{SMALLEST_ACS}; sample more central lines in every frame, or use --sampler published."
         )
+
+
+def check_running(sampling) -> None:
+    """Raise `InputError` for a way to run the networks that is none."""
+    if sampling.precision not in PRECISIONS:
+        raise InputError(f"sampling.precision '{sampling.precision}' is unknown; choose {' or '.join(PRECISIONS)}.")
+    if sampling.batch_size < 1:
+        raise InputError(f"sampling.batch_size must be at least 1, not {sampling.batch_size}.")
 
 
 def check_noise_levels(sampling, priors: list[Prior]) -> None:

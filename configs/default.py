@@ -79,7 +79,10 @@ def get_default_configs() -> ml_collections.ConfigDict:
 
     config.training = training = ml_collections.ConfigDict()
     training.objective = "dsm"    # dsm: published, from pseudo-references; synthetic: from moving scenes
-    training.batch_size = 4
+    training.batch_size = 4       # frames per step, of all processes and accumulated parts together
+    training.accumulation = 1     # parts, one after the other, that a process makes of its share of a batch
+    training.precision = "fp32"   # fp32 | bf16: autocast of the network's layers; weights and average stay float32
+    training.workers = placeholder(int)     # processes that draw batches beforehand; None: 0 on a CPU, else up to 12
     training.n_iters = 2_000_001
     training.log_freq = 50        # steps between TensorBoard scalars
     training.image_freq = 5000    # steps between TensorBoard images (denoised samples)
@@ -123,6 +126,8 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.snr = 0.075          # published: r of the Langevin corrector
     sampling.copies = 3           # published: noise copies that share a corrector step
     sampling.batch_size = 16      # frames per network pass
+    sampling.precision = "fp32"   # fp32 | bf16: of the network passes
+    sampling.compile = False      # torch.compile the networks; on a GPU as CUDA graphs
     # standard deviation of the measured samples, in units of the scan's scale, for the data consistency of the steps
     # with a prior; 0: hard, as in the OU alone, from which `cascade` starts
     sampling.noise_std = 0.0

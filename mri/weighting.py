@@ -3,12 +3,14 @@
 import math
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import torch
 
 from utils.errors import InputError
 
 Tensor = torch.Tensor
 
+PART = 256  # frames read at a time
 FLOOR = 0.5  # samples; keeps the weight above zero at DC, so that weighting can be undone
 
 
@@ -25,10 +27,18 @@ class KspaceWeight:
     data_std: float
 
     @classmethod
-    def fit(cls, kspace: Tensor, power: float, data_std: float) -> "KspaceWeight":
-        """The weight under which `kspace` `(..., height, width)`, of scans of unit scale, has `data_std`."""
-        unit = cls(power, 1.0, data_std)
-        std = (unit(kspace).abs().double().square().mean() / 2).sqrt().item()
+    def fit(cls, kspace: Tensor | np.ndarray, power: float, data_std: float) -> "KspaceWeight":
+        """The weight under which `kspace` `(N, height, width)`, of scans of unit scale, has `data_std`.
+
+        Read in parts, so that it may be memory-mapped.
+        """
+        unit, total, count = cls(power, 1.0, data_std), 0.0, 0
+        for first in range(0, len(kspace), PART):
+            part = kspace[first : first + PART]
+            part = torch.from_numpy(part.copy()) if isinstance(part, np.ndarray) else part
+            total += unit(part).abs().double().square().sum().item()
+            count += part.numel()
+        std = math.sqrt(total / (2 * count)) if count else 0.0
         if not math.isfinite(std) or std == 0:
             raise InputError("the k-space to weight is empty, zero or not finite; check the training scans.")
         return cls(power, data_std / std, data_std)

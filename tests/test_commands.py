@@ -176,7 +176,7 @@ def test_train_resume_evaluate(tmp_path, magnitude):
     command(*straight, "--config.training.n_iters=8", cwd=tmp_path)
     uninterrupted = load_model(tmp_path / "straight/global/model.safetensors")[0].state_dict()
     assert all(torch.equal(uninterrupted[k], resumed[k]) for k in resumed)
-    assert names(tmp_path / "straight") == {"global"}
+    assert names(tmp_path / "straight") == {"global", "data"}
 
     done = command("main.py", *seed, "--config.model.nf=16", cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "another model (nf)")

@@ -10,7 +10,7 @@ from datasets import (
     acquisition_from_file,
     augment,
     embedded_acquisition,
-    pseudo_reference_frames,
+    pseudo_reference_file,
     scan_files,
 )
 from mri.consistency import scan_scale
@@ -19,6 +19,7 @@ from mri.masks import make_mask
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
 from utils.errors import InputError
+from utils.frame_file import open_frames
 
 
 @pytest.fixture
@@ -133,28 +134,47 @@ def test_scans_that_would_share_a_folder_of_results(image, tmp_path):
         scan_files(tmp_path)
 
 
-def test_training_frames_and_batches(config):
-    scans = [acquisition(config, seed) for seed in (1, 2)]
-    frames = {name: pseudo_reference_frames(config, scans, name) for name in ("global", "local")}
+def test_training_frames_and_draws(config, tmp_path):
+    config.data.phantoms = 2
+    paths = {name: pseudo_reference_file(config, tmp_path, name) for name in ("global", "local")}
+    frames = {name: torch.from_numpy(np.array(open_frames(path))) for name, path in paths.items()}
     assert frames["global"].shape == (12, 64, 64)
     assert not torch.equal(frames["global"], frames["local"])
-    for scan, first in zip(scans, (0, 6), strict=True):
+    for seed in (1, 2):
+        scan = acquisition(config, seed)
         scale = scan_scale(scan.kspace, scan.mask)
-        own = frames["local"][first : first + 6][scan.mask]
+        own = frames["local"][6 * (seed - 1) : 6 * seed][scan.mask]
         assert torch.allclose(own * scale, scan.kspace[scan.mask], atol=1e-5)
-    weight = KspaceWeight.fit(frames["local"], 1.0, 0.5)
-    data = PseudoReferenceFrames(frames["local"], weight, 1.25, 4)
-    batches = [data.batch(4, torch.Generator().manual_seed(2)) for _ in range(2)]
-    assert batches[0].shape == (4, 2, 64, 64) and torch.equal(*batches)
-    many = data.batch(256, torch.Generator().manual_seed(3))
+    weight = KspaceWeight.fit(open_frames(paths["local"]), 1.0, 0.5)
+    data = PseudoReferenceFrames(open_frames(paths["local"]), weight, 1.25, 4)
+    draws = [data.draw(torch.Generator().manual_seed(2)) for _ in range(2)]
+    assert draws[0].shape == (1, 2, 64, 64) and torch.equal(*draws)
+    many = torch.cat([data.draw(torch.Generator().manual_seed(seed)) for seed in range(256)])
     assert many.std().item() == pytest.approx(0.5, rel=0.15)
 
 
-def test_scans_of_two_sizes_cannot_be_mixed(config):
-    first = embedded_acquisition(config, 1)
-    config.data.image_size = 80
+def test_training_frames_are_made_once_and_anew_when_what_they_depend_on_changes(config, image, tmp_path):
+    (tmp_path / "scans").mkdir()
+    save(tmp_path / "scans" / "a.npy", image)
+    config.data.path = str(tmp_path / "scans")
+    path = pseudo_reference_file(config, tmp_path, "global")
+    written = path.stat().st_mtime_ns
+    assert pseudo_reference_file(config, tmp_path, "global") == path and path.stat().st_mtime_ns == written
+    save(tmp_path / "scans" / "b.npy", image)
+    longer = pseudo_reference_file(config, tmp_path, "global")
+    assert longer != path and len(open_frames(longer)) == 2 * len(open_frames(path))
+    config.mask.acceleration = 2.0
+    assert pseudo_reference_file(config, tmp_path, "global") not in (path, longer)
+
+
+def test_scans_of_two_sizes_cannot_be_mixed(config, image, tmp_path):
+    (tmp_path / "scans").mkdir()
+    save(tmp_path / "scans" / "a.npy", image)
+    save(tmp_path / "scans" / "b.npy", image[:, :60, :60])
+    config.data.path = str(tmp_path / "scans")
     with pytest.raises(InputError, match="one size"):
-        pseudo_reference_frames(config, [first, embedded_acquisition(config, 2)], "local")
+        pseudo_reference_file(config, tmp_path, "local")
+    assert not list(tmp_path.glob("*.npy"))  # nothing half-written
 
 
 def test_augmentation_is_exact_in_image_space():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from configs.default import get_default_configs
-from losses import ExponentialMovingAverage, dsm_loss, make_optimizer, optimize
+from losses import ExponentialMovingAverage, draw_noise, dsm_loss, make_optimizer, optimize
 from sde_lib import VESDE
 from utils.errors import InputError
 
@@ -35,7 +35,8 @@ def test_loss_of_no_knowledge_is_one_and_of_the_exact_score_its_bayes_value():
         return -noisy / (0.25 + sigma[:, None, None, None] ** 2)
 
     def loss(score):
-        return dsm_loss(score, x, sde, torch.Generator().manual_seed(1)).item()
+        batch = draw_noise(x, sde, torch.Generator().manual_seed(1))
+        return dsm_loss(score, batch).item() / x.numel()
 
     assert loss(lambda noisy, sigma: torch.zeros_like(noisy)) == pytest.approx(1, abs=0.01)
     t = torch.linspace(0, 1, 10001)
@@ -46,7 +47,8 @@ def test_loss_of_no_knowledge_is_one_and_of_the_exact_score_its_bayes_value():
 
 def test_loss_is_seeded():
     sde, x = VESDE(0.01, 4.0, 10), torch.ones(2, 2, 4, 4)
-    losses = [dsm_loss(lambda n, s: -n, x, sde, torch.Generator().manual_seed(7)) for _ in range(2)]
+    batches = [draw_noise(x, sde, torch.Generator().manual_seed(7)) for _ in range(2)]
+    losses = [dsm_loss(lambda n, s: -n, batch) for batch in batches]
     assert losses[0] == losses[1]
 
 

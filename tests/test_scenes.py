@@ -1,10 +1,11 @@
+import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
-from datasets import SceneFrames, advance_scene, augment_scene, load_scene, missing_std, prepare_scene
-from losses import completion_loss
+from datasets import SceneFile, SceneFrames, advance_scene, augment_scene, missing_std, prepare_scene
+from losses import completion_loss, completion_size
 from models.context import Context
 from mri.fourier import fft2c, ifft2c
 from mri.interleave import looks_periodic
@@ -17,12 +18,12 @@ CONTEXT = Context(offsets=(-1, 1), mean=True, merge=True, own=True, near=True)
 
 
 class Settings:
-    scene_frames, max_gain, sigma_jitter, noisy_share = 2, 1.25, 0.0, 0.0
+    max_gain, sigma_jitter, noisy_share = 1.25, 0.0, 0.0
 
 
 @pytest.fixture(scope="module")
-def scene_file(tmp_path_factory):
-    return prepare_scene(tmp_path_factory.mktemp("scenes"), 3, 64)
+def scene():
+    return prepare_scene(3, 64)
 
 
 def test_scenes_are_seeded_differ_and_move():
@@ -63,18 +64,36 @@ def test_acquisitions_vary_and_leave_no_line_to_nobody():
     assert len(rates) > 6 and max(rates) <= 9
 
 
-def test_prepared_scene_is_kept_and_consistent(scene_file):
-    scene = load_scene(scene_file)
-    before = scene_file.stat().st_mtime_ns
-    assert prepare_scene(scene_file.parent, 3, 64) == scene_file and scene_file.stat().st_mtime_ns == before
+def test_scenes_in_one_file(scene, tmp_path):
+    """Whole, in order, each alone; what a kill left behind the last one does not count and is written over."""
+    path = tmp_path / "scenes.npy"
+    others = [replace(scene, image=scene.image[:k] + k, start=scene.start[:k], mask=scene.mask[:k]) for k in (2, 5)]
+    file = SceneFile(path)
+    assert len(file) == 0
+    for one in (scene, others[0]):
+        file.append(one)
+    with open(path, "ab") as tail:
+        tail.write(b"cut off")
+    file = pickle.loads(pickle.dumps(SceneFile(path)))
+    assert len(file) == 2
+    file.append(others[1])
+    assert len(file) == 3 and len(SceneFile(path)) == 3
+    for written, read in zip((scene, *others), (file[0], file[1], file[2]), strict=True):
+        assert read.periodic == written.periodic
+        assert all(torch.equal(getattr(read, name), getattr(written, name)) for name in ("image", "start", "mask"))
+    with pytest.raises(ValueError, match="holds frames of"):
+        file.append(prepare_scene(4, 80))
+    assert len(SceneFile(path)) == 3
+
+
+def test_prepared_scene_is_consistent(scene):
     error = fft2c(scene.start - scene.image).abs()
     assert error[scene.mask].mean() < 0.5 * error[~scene.mask].mean()  # noise alone where it was measured
     assert 0 < missing_std(scene.start - scene.image, scene.mask) < 0.2
 
 
-def test_augmentation_keeps_measured_samples_measured(scene_file):
+def test_augmentation_keeps_measured_samples_measured(scene):
     """What k-space allows exactly: a start without error on its mask has none on the moved mask, and else where."""
-    scene = load_scene(scene_file)
     exact = ifft2c(torch.where(scene.mask, fft2c(scene.image), fft2c(scene.start) + 0.1))
     moved = 0
     for seed in range(8):
@@ -116,39 +135,43 @@ def test_merge_is_the_nearest_measured_sample():
     assert merge[1].abs().max() < 1e-6 and merge[3].abs().max() > 1e-4
 
 
-def test_completion_loss_of_known_scores(scene_file):
-    data = SceneFrames([scene_file], CONTEXT, Settings)
-    batch = data.batch(4, torch.Generator().manual_seed(0))
+def frames_of(scene, count, settings=Settings, seed=0):
+    return SceneFrames([scene], 1, count, CONTEXT, settings).draw(torch.Generator().manual_seed(seed))
+
+
+def test_completion_loss_of_known_scores(scene):
+    batch = frames_of(scene, 4)
     assert batch.x.shape == (4, 2 + CONTEXT.channels, 64, 64)
-    assert completion_loss(lambda x, sigma: torch.zeros_like(x[:, :2]), batch) == pytest.approx(1)
+    size = completion_size(batch)
+    assert completion_loss(lambda x, sigma: torch.zeros_like(x[:, :2]), batch) / size == pytest.approx(1)
 
     def truth(x, sigma):
         return torch.view_as_real(batch.truth - batch.image).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
 
-    assert completion_loss(truth, batch) < 1e-6
-    assert completion_loss(lambda x, sigma: 0.5 * truth(x, sigma), batch) == pytest.approx(0.25, rel=1e-3)
+    assert completion_loss(truth, batch) / size < 1e-6
+    assert completion_loss(lambda x, sigma: 0.5 * truth(x, sigma), batch) / size == pytest.approx(0.25, rel=1e-3)
 
 
-def test_noise_takes_the_place_of_part_of_the_error(scene_file):
+def test_noise_takes_the_place_of_part_of_the_error(scene):
     class Noisy(Settings):
         noisy_share = 1.0
 
     for settings in (Settings, Noisy):
-        batch = SceneFrames([scene_file], CONTEXT, settings).batch(4, torch.Generator().manual_seed(1))
+        batch = frames_of(scene, 4, settings, seed=1)
         error = fft2c(batch.image - batch.truth)
         sigma = (error[~batch.mask].abs().square().sum() / (2 * error.numel())).sqrt().item()
         assert sigma == pytest.approx(batch.sigma.mean().item(), rel=0.6)
 
 
-def test_advanced_scene_is_what_the_prior_makes_of_it(scene_file, tmp_path):
+def test_advanced_scene_is_what_the_prior_makes_of_it(scene):
     class Knowing:
         def denoise(self, kspace, sigma, mask, periodic):
-            return 0.5 * (kspace + fft2c(load_scene(scene_file).image))
+            return 0.5 * (kspace + fft2c(scene.image))
 
-    before, after = load_scene(scene_file), load_scene(advance_scene(scene_file, tmp_path, Knowing()))
-    ratio = missing_std(after.start - after.image, after.mask) / missing_std(before.start - before.image, before.mask)
+    after = advance_scene(scene, Knowing())
+    ratio = missing_std(after.start - after.image, after.mask) / missing_std(scene.start - scene.image, scene.mask)
     assert ratio == pytest.approx(0.5, rel=1e-3)
-    assert torch.allclose(fft2c(after.start)[after.mask], fft2c(before.start)[before.mask], atol=1e-5)
+    assert torch.allclose(fft2c(after.start)[after.mask], fft2c(scene.start)[scene.mask], atol=1e-5)
 
 
 @pytest.mark.parametrize("pattern,acs", [("uniform", 8), ("radial", 0)])

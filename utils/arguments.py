@@ -1,7 +1,10 @@
-"""Types of command-line arguments."""
+"""Command lines: types of their arguments, and the one that is running."""
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 LARGEST_SEED = 2**32 - 1
 
@@ -19,3 +22,11 @@ def integer_between(low: int, high: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def command_line() -> str:
+    """The command that is running, as one would type it."""
+    script = Path(sys.argv[0])
+    if script.is_absolute() and script.is_relative_to(Path.cwd()):
+        script = script.relative_to(Path.cwd())
+    return shlex.join(["python", str(script), *sys.argv[1:]])

@@ -1,0 +1,335 @@
+"""One model's training: its state, its steps, its files; by one process or, under `torchrun`, by several."""
+
+import contextlib
+import json
+import pickle
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from signal import SIGTERM, signal
+
+import ml_collections
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from losses import ExponentialMovingAverage, make_optimizer, optimize
+from models import create_model
+from models.checkpoint import load_model, save_model
+from models.context import Context
+from models.ncsnpp import NCSNpp
+from models.precision import PRECISIONS, in_precision
+from objectives import Objective, loader_workers
+from utils.arguments import command_line
+from utils.errors import InputError
+from utils.files import atomic_path
+from utils.processes import ALONE, Processes
+
+Tensor = torch.Tensor
+
+# of a configuration, to resume a run
+MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "training", "optim", "seed")
+FREE_TO_CHANGE = (  # of config.training, n_iters only under a constant rate: the other depends on it
+    "n_iters", "log_freq", "image_freq", "snapshot_freq", "snapshot_freq_for_preemption", "keep_snapshots", "compile",
+    "accumulation", "workers",
+)  # fmt: skip
+
+
+def check_training(config: ml_collections.ConfigDict) -> None:
+    """Raise `InputError` for a number that leaves nothing to train."""
+    least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
+             "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
+             "training.scenes": 1, "training.scene_frames": 1, "training.accumulation": 1, "sampling.batch_size": 1,
+             "data.image_size": 64, "data.frames": 2, "data.phantoms": 0 if config.data.path else 1}
+    for field, smallest in least.items():
+        part, name = field.split(".")
+        if config[part][name] < smallest:
+            raise InputError(f"{field} must be at least {smallest}, not {config[part][name]}.")
+    if config.training.max_gain < 1 or config.training.sigma_jitter < 0:
+        raise InputError("training.max_gain must be at least 1, and training.sigma_jitter at least 0.")
+    for field, known in {"optim.schedule": ("constant", "cosine"), "data.phase": ("smooth", "none"),
+                         "training.precision": PRECISIONS}.items():
+        part, name = field.split(".")
+        if config[part][name] not in known:
+            raise InputError(f"{field} '{config[part][name]}' is unknown; choose {' or '.join(known)}.")
+    if config.data.num_channels != 2:
+        raise InputError(f"data.num_channels must be 2, real and imaginary part, not {config.data.num_channels}.")
+
+
+def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
+    """Give `network` the weights of a model of the same architecture, whose context may hold more images.
+
+    So LM can begin from GM.
+
+    Raises
+    ------
+    InputError
+        when the architectures differ in more than that.
+    """
+    other, metadata = load_model(path)
+    weights, own = other.state_dict(), network.state_dict()
+    theirs = ["frame", *Context.from_config(metadata["context"]).images] if "context" in metadata else ["frame"]
+    ours = ["frame", *(context.images if context else [])]
+    if set(weights) == set(own) and set(ours) <= set(theirs):
+        size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image
+        columns = torch.cat([size * theirs.index(name) + torch.arange(size) for name in ours])
+        for name, value in weights.items():
+            if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
+                weights[name] = value[:, columns]
+    if set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
+        raise InputError(f"training.init: {path} is a model of another architecture or context; give one that fits.")
+    network.load_state_dict(weights)
+
+
+class StopRequest:
+    """SIGTERM asks the training to write a checkpoint after the step at hand, and to end."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
+            self.before = signal(SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal(SIGTERM, self.before)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+
+
+class Draws(Dataset):
+    """The draws of an objective by number: the seed and the number alone decide what is in them.
+
+    So any process can make any of them, beforehand or again, and a run that is resumed needs no state of a generator.
+    """
+
+    def __init__(self, objective: Objective, seed: int) -> None:
+        self.objective, self.seed = objective, seed
+
+    def __getitem__(self, number: int) -> tuple[Tensor, ...]:
+        return self.objective.draw(torch.Generator().manual_seed(seed_of(self.seed, number)))
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for what is told by several numbers, such as a step of a process."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Share:
+    """Numbers of the draws of this process, one batch after the other: part `i` of all parts of every step."""
+
+    def __init__(self, first_step: int, last_step: int, draws: int, parts: int, own: range) -> None:
+        self.steps, self.draws, self.parts, self.own = range(first_step, last_step), draws, parts, own
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.steps:
+            bounds = [self.draws * part // self.parts for part in range(self.parts + 1)]
+            for part in self.own:
+                yield list(range(step * self.draws + bounds[part], step * self.draws + bounds[part + 1]))
+
+
+class Training:
+    """One model's training.
+
+    A step takes `training.batch_size` frames in all: of every process and every accumulated part together, which
+    see the same frames as one process would. Gradients are averaged by DistributedDataParallel; the first process
+    alone shows progress and writes files.
+
+    Raises
+    ------
+    InputError
+        when a batch cannot be shared so.
+    """
+
+    def __init__(
+        self, config: ml_collections.ConfigDict, folder: Path, objective: Objective, among: Processes = ALONE
+    ) -> None:
+        self.config, self.folder, self.objective, self.name = config, folder, objective, objective.name
+        self.among, self.device = among, among.device
+        settings = config.training
+        frames = objective.frames_per_draw
+        self.draws, self.parts = settings.batch_size // frames, among.count * settings.accumulation
+        if settings.batch_size % frames or self.draws < self.parts:
+            raise InputError(
+                f"training.batch_size {settings.batch_size} cannot be shared by {among.count} processes with "
+                f"training.accumulation {settings.accumulation} in draws of {frames} frames; give a multiple of "
+                f"{frames * self.parts}."
+            )
+        torch.manual_seed(config.seed)
+        self.network = create_model(config, objective.context).to(self.device, memory_format=torch.channels_last)
+        if settings.init:
+            start_from(self.network, objective.context, settings.init)
+        self.parallel = self.network
+        if among.count > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            # layers for the noise level stay unused in a network that is not told it
+            unused = not config.model.conditional
+            self.parallel = DistributedDataParallel(self.network, ids, find_unused_parameters=unused)
+        compiled = torch.compile(self.parallel) if settings.compile else self.parallel
+        self.score = in_precision(compiled, settings.precision, self.device)
+        self.parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.ema = ExponentialMovingAverage(self.parameters, config.model.ema_rate)
+        self.optimizer = make_optimizer(self.parameters, config.optim)
+        self.step, self.mean_loss = 0, None
+
+    def run(self) -> None:
+        """Steps until `config.training.n_iters`, with logs and checkpoints on the way."""
+        settings, resume_from = self.config.training, self.folder / "checkpoints-meta" / "checkpoint.pth"
+        if resume_from.exists():
+            self._resume(resume_from)
+        if self.step >= settings.n_iters:
+            self._tell(f"{self.folder} is at step {self.step} already, all of training.n_iters")
+            return
+        with StopRequest() as stop:
+            self._steps(stop, resume_from)
+        self._tell(f"wrote {self.folder / 'model.safetensors'}")
+
+    def _steps(self, stop: StopRequest, resume_from: Path) -> None:
+        settings = self.config.training
+        writer = SummaryWriter(self.folder / "tensorboard") if self.among.first else contextlib.nullcontext()
+        bar = tqdm(total=settings.n_iters, initial=self.step, desc=f"train {self.name}", unit="step",
+                   disable=not self.among.first)  # fmt: skip
+        since, batches = (time.perf_counter(), self.step), self._batches()
+        with bar, writer as log:
+            while self.step < settings.n_iters:
+                loss, norm, stopping = self._train_step(batches, stop.asked)
+                self.step += 1
+                self.mean_loss = loss if self.mean_loss is None else 0.99 * self.mean_loss + 0.01 * loss
+                bar.update()
+                if log and self.step % settings.log_freq == 0:
+                    rate = (self.step - since[1]) * settings.batch_size / (time.perf_counter() - since[0])
+                    since = (time.perf_counter(), self.step)
+                    bar.set_postfix(loss=f"{self.mean_loss:.4f}", images_per_s=f"{rate:.1f}")
+                    for name, value in {"loss": loss, "gradient_norm": norm, "images_per_s": rate}.items():
+                        log.add_scalar(name, value, self.step)
+                if log and self.step % settings.image_freq == 0:
+                    log.add_image(*self.objective.example(self.network, self.device), self.step)
+                self._snapshots(resume_from, last=stopping or self.step == settings.n_iters)
+                if stopping:
+                    sys.exit(143)
+
+    def _batches(self) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of this process from the step at hand on, made beforehand where there are workers."""
+        own = range(self.among.rank * self.config.training.accumulation,
+                    (self.among.rank + 1) * self.config.training.accumulation)
+        share = Share(self.step, self.config.training.n_iters, self.draws, self.parts, own)
+        workers, gpu = loader_workers(self.config, self.device), self.device.type == "cuda"
+        loader = DataLoader(
+            Draws(self.objective, self.config.seed), batch_sampler=share, collate_fn=self.objective.join,
+            num_workers=workers, pin_memory=gpu, prefetch_factor=4 if workers else None,
+        )  # fmt: skip
+        for batch in loader:
+            yield type(batch)(*(tensor.to(self.device, non_blocking=gpu) for tensor in batch))
+
+    def _train_step(self, batches: Iterator, asked: bool) -> tuple[float, float, bool]:
+        """One step: the loss, the norm of its gradient, and whether any process was asked to stop."""
+        settings = self.config.training
+        parts = [next(batches) for _ in range(settings.accumulation)]
+        # of dropout; after the loader, which takes a number when it begins
+        torch.manual_seed(seed_of(self.config.seed, self.step, self.among.rank))
+        size, stop = self.among.total(sum(float(self.objective.size(part)) for part in parts), asked)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = 0.0
+        for number, part in enumerate(parts, 1):
+            together = self.among.count == 1 or number == len(parts)
+            with contextlib.nullcontext() if together else self.parallel.no_sync():
+                share = self.objective.loss(self.score, part) / size
+                (share * self.among.count).backward()  # gradients are averaged, losses are shares of a sum
+                loss += share.item()
+        norm = optimize(self.optimizer, self.parameters, self.config.optim, self.step, settings.n_iters)
+        self.ema.update(self.parameters)
+        (loss,) = self.among.total(loss)
+        if not np.isfinite(loss):
+            raise InputError(f"the loss of {self.name} is not finite at step {self.step}; lower optim.lr.")
+        return loss, norm, stop > 0
+
+    def _snapshots(self, resume_from: Path, last: bool) -> None:
+        settings = self.config.training
+        if not self.among.first:
+            return
+        if self.step % settings.snapshot_freq_for_preemption == 0 or last:
+            self._save(resume_from)
+        if self.step % settings.snapshot_freq == 0 or last:
+            self._save(self.folder / "checkpoints" / f"checkpoint_{self.step}.pth")
+            self._prune()
+
+    def _prune(self) -> None:
+        """Remove all but the newest kept checkpoints: one of the published network takes 1 GB."""
+        kept = sorted((self.folder / "checkpoints").glob("checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
+        for path in kept[: -self.config.training.keep_snapshots]:
+            path.unlink()
+
+    def _save(self, path: Path) -> None:
+        """The state to resume from, and the EMA weights as `model.safetensors`."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "model": self.network.state_dict(),
+            "ema": self.ema.state_dict(),
+            "step": self.step,  # with config.seed, all that data order and dropout depend on
+            "mean_loss": self.mean_loss,
+            "config": self.config.to_json(),
+        }
+        averaged = create_model(self.config, self.objective.context)
+        averaged.load_state_dict(self.network.state_dict())
+        self.ema.copy_to([p for p in averaged.parameters() if p.requires_grad])
+        model = self.folder / "model.safetensors"
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(state, temporary)
+            save_model(
+                averaged,
+                model,
+                **self.objective.metadata(),
+                prior=self.name,
+                step=self.step,
+                loss=self.mean_loss,
+                command=command_line(),
+                training_config=json.loads(self.config.to_json()),
+            )
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path} or {model} cannot be written ({reason}); what was there before is whole: make room, then "
+                "start the same command again."
+            ) from None
+
+    def _resume(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            then, now = json.loads(state["config"]), json.loads(self.config.to_json())
+        except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
+            raise InputError(
+                f"{path} is truncated or no checkpoint of this training; put the newest file of "
+                f"{self.folder / 'checkpoints'} in its place, or remove it to begin again."
+            ) from None
+        for config in (then, now):
+            cosine = config["optim"].get("schedule") == "cosine"
+            free = FREE_TO_CHANGE if not cosine else [field for field in FREE_TO_CHANGE if field != "n_iters"]
+            config["training"] = {name: value for name, value in config["training"].items() if name not in free}
+        for part in MUST_MATCH:
+            if then.get(part) != now[part]:
+                before = then.get(part, {})
+                names = [k for k in now[part] if before.get(k) != now[part][k]] if part != "seed" else []
+                raise InputError(
+                    f"{path} was made with another {part} ({', '.join(names) or before}); give the same "
+                    "configuration to resume it, or another --workdir (begun from this one by --config.training.init, "
+                    "if it shall learn on)."
+                )
+        self.network.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.ema.load_state_dict(state["ema"])
+        self.step, self.mean_loss = state["step"], state["mean_loss"]
+        self._tell(f"resuming {path} at step {self.step}")
+
+    def _tell(self, words: str) -> None:
+        if self.among.first:
+            print(words)
