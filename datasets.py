@@ -16,6 +16,7 @@ from tqdm import tqdm
 from models.context import Context
 from mri.consistency import data_consistency, scan_scale
 from mri.fourier import fft2c, ifft2c
+from mri.holdout import hide_for_training, missing_error
 from mri.interleave import looks_periodic, pseudo_reference
 from mri.io import SUFFIXES, Scan, load_mask, load_scan
 from mri.locally_low_rank import fista_locally_low_rank
@@ -23,7 +24,8 @@ from mri.masks import fit_mask, make_mask, net_acceleration
 from mri.phantom import make_phantom
 from mri.phase import smooth_phase
 from mri.scenes import Draw, acquire, make_scene
-from mri.weighting import KspaceWeight, to_channels
+from mri.weighting import DISTANCE_TO_DC, KspaceWeight, to_channels
+from optimization_unit import OptimizationUnit
 from utils.errors import InputError
 from utils.files import atomic_path
 from utils.frame_file import append_frames, open_frames
@@ -311,11 +313,9 @@ def pseudo_reference_file(config, folder: Path, model: str) -> Path:
         when the scans differ in size.
     """
     window = "global" if model == "global" else config.pseudo_reference.window
-    sources = scan_files(config.data.path) if config.data.path else range(1, config.data.phantoms + 1)
-    parts = [json.loads(config[part].to_json_best_effort()) for part in ("data", "mask", "pseudo_reference")]
-    stamps = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) if isinstance(s, Path) else s for s in sources]
-    key = json.dumps([config.seed, window, parts, stamps], sort_keys=True)
-    path = folder / f"pseudo_references_{window}_{hashlib.sha256(key.encode()).hexdigest()[:12]}.npy"
+    sources = training_sources(config)
+    checksum = data_checksum(config, sources, "mask", "pseudo_reference")
+    path = folder / f"pseudo_references_{window}_{checksum}.npy"
     if path.exists():
         return path
     first = None
@@ -335,6 +335,19 @@ def pseudo_reference_file(config, folder: Path, model: str) -> Path:
     return path
 
 
+def training_sources(config) -> Sequence[Path | int]:
+    """The scans to train on: files of `data.path`, or seeds of embedded phantoms."""
+    return scan_files(config.data.path) if config.data.path else range(1, config.data.phantoms + 1)
+
+
+def data_checksum(config, sources: Sequence[Path | int], *parts: str) -> str:
+    """Twelve hexadecimal digits of all that data made of `sources` by these parts of a configuration depend on."""
+    settings = [json.loads(config[part].to_json_best_effort()) for part in ("data", *parts)]
+    stamps = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) if isinstance(s, Path) else s for s in sources]
+    key = json.dumps([config.seed, settings, stamps], sort_keys=True)
+    return hashlib.sha256(key.encode()).hexdigest()[:12]
+
+
 def pseudo_reference_frames(config, scan: Acquisition, window: str):
     """Pseudo-references of a scan of unit scale, complex64 k-space `(frames, height, width)`, and the fill report."""
     scaled = scan.kspace / scan_scale(scan.kspace, scan.mask)
@@ -350,12 +363,19 @@ def pseudo_reference_frames(config, scan: Acquisition, window: str):
 
 @dataclass(frozen=True)
 class PreparedScene:
-    """A synthetic acquisition, divided by its scale, and the OU's result: what the cascade starts from."""
+    """An acquisition, divided by its scale, and the OU's result: what the cascade starts from."""
 
-    image: Tensor  # complex64 (frames, height, width), the truth
-    start: Tensor  # complex64, same shape: image that the OU makes of the measured samples
+    image: Tensor  # complex64 (frames, height, width), the truth; 0 in k-space where it is not known
+    start: Tensor  # complex64, same shape: image that the OU makes of the samples in `mask`
     mask: Tensor  # bool, same shape
+    known: Tensor  # bool, same shape: samples whose truth is known; all of a synthetic scene
     periodic: bool
+
+    def error_std(self) -> float:
+        """Standard deviation per real channel and pixel of the start's error, estimated where not all is known."""
+        if self.known.all():
+            return missing_std(self.start - self.image, self.mask).item()
+        return missing_error(fft2c(self.image - self.start), self.known & ~self.mask, self.known)
 
 
 def prepare_scene(number: int, size: int) -> PreparedScene:
@@ -376,14 +396,38 @@ def prepare_scene(number: int, size: int) -> PreparedScene:
     measured, mask = measurement.kspace / scale, measurement.mask
     start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
     start = fista_locally_low_rank(start, measured, mask, 4e-4, (6, 8, 12), 100, 4.0, number)
-    return PreparedScene(image / scale, ifft2c(start), mask, periodic)
+    return PreparedScene(image / scale, ifft2c(start), mask, torch.ones_like(mask), periodic)
+
+
+def prepare_measured(measured: Tensor, mask: Tensor, config, seed: int) -> PreparedScene:
+    """An acquisition with samples hidden from it: what the OU of `config` makes without them, to learn from them.
+
+    Parameters
+    ----------
+    measured
+        complex k-space `(frames, height, width)` of unit scale, 0 outside `mask`.
+    config
+        with `data.periodic` and `ou`.
+    seed
+        of what is hidden, see `mri.holdout.hide_for_training`.
+
+    Raises
+    ------
+    InputError
+        when the mask leaves nothing to hide.
+    """
+    kept, hidden = hide_for_training(mask, seed)
+    if not hidden.any():
+        raise InputError("the mask leaves no sample to hide, so nothing can be learned from the scan itself.")
+    known = torch.where(kept, measured, 0)
+    start = OptimizationUnit(config, seed).alone(known, kept, config.data.periodic)
+    return PreparedScene(ifft2c(measured), ifft2c(start), kept, mask, config.data.periodic)
 
 
 def advance_scene(scene: PreparedScene, prior, device: torch.device | str = "cpu") -> PreparedScene:
     """The scene with a start that `prior` (`priors.Prior`, on `device`) makes of it."""
     kspace, measured_at = fft2c(scene.start).to(device), scene.mask.to(device)
-    sigma = missing_std(scene.start - scene.image, scene.mask).item()
-    denoised = prior.denoise(kspace, sigma, measured_at, scene.periodic)
+    denoised = prior.denoise(kspace, scene.error_std(), measured_at, scene.periodic)
     return replace(scene, start=ifft2c(data_consistency(denoised, kspace, measured_at)).cpu())
 
 
@@ -400,7 +444,7 @@ class SceneFile:
     def append(self, scene: PreparedScene) -> None:
         """Write one more scene."""
         height, width = scene.image.shape[1:]
-        pixels = (("image", "<c8"), ("start", "<c8"), ("mask", "?"))
+        pixels = (("image", "<c8"), ("start", "<c8"), ("mask", "?"), ("known", "?"))
         kind = np.dtype([("scene", "<i8"), ("periodic", "?"), *((*field, (height, width)) for field in pixels)])
         frames = np.zeros(len(scene.image), kind)
         frames["scene"], frames["periodic"] = len(self), scene.periodic
@@ -415,8 +459,8 @@ class SceneFile:
     def __getitem__(self, number: int) -> PreparedScene:
         first, end = self._bounds()[number : number + 2]
         part = self._frames[first:end]
-        image, start, mask = (torch.from_numpy(np.array(part[name])) for name in ("image", "start", "mask"))
-        return PreparedScene(image, start, mask, bool(part["periodic"][0]))
+        tensors = {name: torch.from_numpy(np.array(part[name])) for name in ("image", "start", "mask", "known")}
+        return PreparedScene(**tensors, periodic=bool(part["periodic"][0]))
 
     def __getstate__(self) -> dict:
         return {"path": self.path, "_frames": None}
@@ -437,6 +481,7 @@ class SceneBatch(NamedTuple):
     image: Tensor  # complex (batch, height, width): the frame, as in x
     truth: Tensor  # complex, same shape
     mask: Tensor  # bool, same shape
+    weight: Tensor  # real, same shape: of the errors in k-space that count; 0 where no truth is known
     sigma: Tensor  # (batch,): standard deviation of the error per real channel, as the network is told it
 
 
@@ -459,7 +504,7 @@ class SceneFrames:
     context
         of the network.
     settings
-        `config.training`: `max_gain`, `sigma_jitter`, `noisy_share`.
+        `config.training`: `max_gain`, `sigma_jitter`, `noisy_share`, `error_gain`.
     """
 
     def __init__(
@@ -474,22 +519,36 @@ class SceneFrames:
         return SceneBatch(*self._frames(self.scenes[number], self.frames, generator))
 
     def _frames(self, scene: PreparedScene, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        truth, start, mask = augment_scene(scene, self.settings.max_gain, generator)
-        share, spread, coin = torch.rand(3, generator=generator).tolist()
-        error = (0.2 + 0.8 * share if coin < 0.5 else 1.0) * (start - truth)
+        scene = augment_scene(scene, self.settings.max_gain, generator)
+        numbers = torch.rand(3, generator=generator).tolist()
+        synthetic = bool(scene.known.all())
+        weight = (scene.known & ~scene.mask).float()
+        if synthetic:
+            scene = self._part_of_the_error(scene, *numbers, generator)
+        else:  # errors near DC, where few samples are missing, would else decide
+            weight = weight * DISTANCE_TO_DC.on(weight)
+        jitter = self.settings.sigma_jitter * torch.randn((), generator=generator)
+        # estimates fall short, see `sampling.error_gain`
+        sigma = scene.error_std() * torch.exp(jitter) * (1.0 if synthetic else self.settings.error_gain)
+        frames = torch.randperm(len(scene.image), generator=generator)[:count]
+        context = self.context(scene.start, scene.mask, sigma.item(), scene.periodic, frames)
+        x = torch.cat([to_channels(scene.start[frames]), context], dim=1)
+        images = (scene.start[frames], scene.image[frames], scene.mask[frames], weight[frames])
+        return x, *images, sigma.expand(len(frames))
+
+    def _part_of_the_error(
+        self, scene: PreparedScene, share: float, spread: float, coin: float, generator: torch.Generator
+    ) -> PreparedScene:
+        """A start with part of the error of the scene's, or with noise in place of some of it."""
+        truth = scene.image
+        error = (0.2 + 0.8 * share if coin < 0.5 else 1.0) * (scene.start - truth)
         if spread < self.settings.noisy_share:
             noise = torch.view_as_complex(torch.randn(*truth.shape, 2, generator=generator))
-            noise = ifft2c(torch.where(mask, 0, fft2c(noise)))
+            noise = ifft2c(torch.where(scene.mask, 0, fft2c(noise)))
             part = spread / self.settings.noisy_share
             noise = noise * error.norm() / noise.norm().clamp(min=1e-12)
             error = (1 - part) ** 0.5 * error + part**0.5 * noise
-        image = truth + error
-        jitter = self.settings.sigma_jitter * torch.randn((), generator=generator)
-        sigma = missing_std(error, mask) * torch.exp(jitter)
-        frames = torch.randperm(len(truth), generator=generator)[:count]
-        context = self.context(image, mask, sigma.item(), scene.periodic, frames)
-        x = torch.cat([to_channels(image[frames]), context], dim=1)
-        return x, image[frames], truth[frames], mask[frames], sigma.expand(len(frames))
+        return replace(scene, start=truth + error)
 
 
 def missing_std(error: Tensor, mask: Tensor) -> Tensor:
@@ -497,19 +556,19 @@ def missing_std(error: Tensor, mask: Tensor) -> Tensor:
     return (fft2c(error)[~mask].abs().square().sum() / (2 * error.numel())).sqrt().clamp(min=1e-6)
 
 
-def augment_scene(
-    scene: PreparedScene, max_gain: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Truth, start and mask of a scene, changed alike by what is exact for all three."""
-    truth, start, mask = scene.image, scene.start, scene.mask
+def augment_scene(scene: PreparedScene, max_gain: float, generator: torch.Generator) -> PreparedScene:
+    """A scene changed by what is exact for truth, start and masks alike."""
+    names = ("image", "start", "mask", "known")
+    tensors = [getattr(scene, name) for name in names]
     numbers = torch.rand(6, generator=generator).tolist()
     if numbers[0] < 0.5:
-        truth, start, mask = truth.flip(0), start.flip(0), mask.flip(0)
+        tensors = [tensor.flip(0) for tensor in tensors]
     for axis, number in ((1, numbers[1]), (2, numbers[2])):
         if number < 0.5:  # about the pixel of index 0, in image and k-space alike
-            truth, start, mask = (torch.roll(tensor.flip(axis), 1, axis) for tensor in (truth, start, mask))
-    height = truth.shape[1]
+            tensors = [torch.roll(tensor.flip(axis), 1, axis) for tensor in tensors]
+    height = scene.image.shape[1]
     rows = round((2 * numbers[3] - 1) * 4)
     angle = 2 * torch.pi * (rows * torch.arange(height) / height + numbers[4])
     factor = torch.polar(torch.full((height,), max_gain ** (2 * numbers[5] - 1)), angle)[:, None]
-    return truth * factor, start * factor, torch.roll(mask, rows, 1)
+    moved = [tensor * factor if tensor.is_complex() else torch.roll(tensor, rows, 1) for tensor in tensors]
+    return replace(scene, **dict(zip(names, moved, strict=True)))

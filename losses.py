@@ -54,7 +54,7 @@ def denoise(score: Score, batch: SceneBatch) -> Tensor:
 
 
 def completion_loss(score: Score, batch: SceneBatch) -> Tensor:
-    """Squared error on the missing samples that the denoiser D = x + σ² s leaves, measured samples put back.
+    """Squared error on the missing samples whose truth is known that the denoiser D = x + σ² s leaves.
 
     To be divided by `completion_size`: then 1 for a score that knows nothing (s = 0). The squared error of a frame
     counts by 1/(σ² + σ_c²): undivided, the few worst frames decide; divided by σ² alone, those that have hardly any
@@ -69,7 +69,7 @@ def completion_size(batch: SceneBatch) -> Tensor:
 
 
 def _missing_error(image: Tensor, batch: SceneBatch) -> Tensor:
-    error = torch.where(batch.mask, 0, fft2c(image - batch.truth))
+    error = batch.weight * fft2c(image - batch.truth)
     return (torch.view_as_real(error).square().sum(dim=(1, 2, 3)) / (batch.sigma**2 + SMALL_ERROR**2)).sum()
 
 

@@ -1,10 +1,11 @@
-"""What a prior is trained for: `dsm` (the paper's) or `synthetic` (moving scenes).
+"""What a prior is trained for: `dsm` (the paper's), `synthetic` (moving scenes) or `measured` (hidden samples).
 
 An objective draws its batches, gives the loss of a network on one, and says what a checkpoint must record so that
 a reconstruction can use the network.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,24 +21,31 @@ from datasets import (
     SceneBatch,
     SceneFile,
     SceneFrames,
+    acquisition,
     advance_scene,
+    data_checksum,
+    prepare_measured,
     prepare_scene,
     pseudo_reference_file,
+    training_sources,
 )
 from losses import NoisyBatch, Score, completion_loss, completion_size, denoise, draw_noise, dsm_loss
 from models.context import Context
+from mri.consistency import scan_scale
 from mri.fourier import ifft2c
 from mri.io import sha256
 from mri.weighting import KspaceWeight, from_channels
+from optimization_unit import with_periodicity
 from priors import Prior, load_prior
 from sde_lib import VESDE
 from utils.errors import InputError
+from utils.files import atomic_path
 from utils.frame_file import open_frames
 from utils.processes import ALONE, Processes
 
 Tensor = torch.Tensor
 
-OBJECTIVES = ("dsm", "synthetic")
+OBJECTIVES = ("dsm", "synthetic", "measured")
 
 
 class Objective:
@@ -114,19 +122,22 @@ class DenoisingScoreMatching(Objective):
 
 
 class Completion(Objective):
-    """Take away what the OU leaves wrong in the missing samples of synthetic scenes.
+    """Take away what the OU leaves wrong in the missing samples: of synthetic scenes, or of samples that were hidden.
 
     Parameters
     ----------
     scenes
-        prepared ones; the first `config.training.scenes` are drawn from.
+        prepared ones; the first `count` are drawn from.
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, scenes: SceneFile, name: str) -> None:
+    def __init__(
+        self, config: ml_collections.ConfigDict, scenes: Sequence[PreparedScene], count: int, name: str
+    ) -> None:
         settings = config.training
         self.name, self.frames_per_draw = name, min(settings.scene_frames, settings.batch_size)
         self.context = Context.from_config(config.context[name])
-        self.data = SceneFrames(scenes, settings.scenes, self.frames_per_draw, self.context, settings)
+        self.kind = settings.objective
+        self.data = SceneFrames(scenes, count, self.frames_per_draw, self.context, settings)
 
     def draw(self, generator: torch.Generator) -> SceneBatch:
         return self.data.draw(generator)
@@ -139,7 +150,7 @@ class Completion(Objective):
 
     def metadata(self) -> dict:
         plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
-        return {"weight": plain.to_dict(), "objective": "synthetic", "context": self.context.to_dict()}
+        return {"weight": plain.to_dict(), "objective": self.kind, "context": self.context.to_dict()}
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
@@ -157,7 +168,8 @@ def make_objective(
 ) -> Objective:
     """The objective of `config.training.objective` for GM or LM (`name`), its data made ready in `workdir/data`.
 
-    The data are one memory-mapped file, made once by the first process. `synthetic` draws its scenes into
+    The data are one memory-mapped file, made once by the first process. `measured` hides samples of scans
+    (`measured_<hidings>_<checksum>.npy`). `synthetic` draws its scenes into
     `scenes_<size>.npy`; LM learns from what GM leaves of them (`scenes_<size>_after_<checksum of GM>.npy`), so GM
     must be there. A run that wants more scenes adds them.
 
@@ -170,21 +182,27 @@ def make_objective(
     if settings.objective == "dsm":
         path = among.first_before_others(lambda: pseudo_reference_file(config, folder, name))
         return DenoisingScoreMatching(config, open_frames(path), name)
-    if settings.objective != "synthetic":
+    if settings.objective not in OBJECTIVES:
         raise InputError(f"training.objective '{settings.objective}' is unknown; choose {' or '.join(OBJECTIVES)}.")
     path = workdir / "global" / "model.safetensors"
     if name == "local" and not path.is_file():
         raise InputError(f"{path} is not there, and LM learns from what GM leaves; train --model=global first.")
-    size = config.data.image_size
-    scenes = SceneFile(folder / f"scenes_{size}.npy")
-    among.first_before_others(lambda: draw_scenes(scenes, settings.scenes, size, loader_workers(config, among.device)))
+    if settings.objective == "synthetic":
+        size = config.data.image_size
+        scenes = SceneFile(folder / f"scenes_{size}.npy")
+        workers = loader_workers(config, among.device)
+        among.first_before_others(lambda: draw_scenes(scenes, settings.scenes, size, workers))
+        count = settings.scenes
+    else:
+        scenes = among.first_before_others(lambda: measured_file(config, folder))
+        count = len(scenes)
     if name == "global":
-        return Completion(config, scenes, name)
+        return Completion(config, scenes, count, name)
     # another GM makes others
-    advanced = SceneFile(folder / f"scenes_{size}_after_{sha256(path)[:12]}.npy")
+    advanced = SceneFile(folder / f"{scenes.path.stem}_after_{sha256(path)[:12]}.npy")
     prior = load_prior(path, among.device)
-    among.first_before_others(lambda: advance_scenes(scenes, advanced, settings.scenes, prior, among.device))
-    return Completion(config, advanced, name)
+    among.first_before_others(lambda: advance_scenes(scenes, advanced, count, prior, among.device))
+    return Completion(config, advanced, count, name)
 
 
 def draw_scenes(scenes: SceneFile, count: int, size: int, workers: int) -> None:
@@ -193,6 +211,29 @@ def draw_scenes(scenes: SceneFile, count: int, size: int, workers: int) -> None:
     loader = DataLoader(_Drawn(numbers, size), batch_size=None, num_workers=workers)
     for scene in tqdm(loader, desc="scenes", unit="scene", disable=not numbers):
         scenes.append(scene)
+
+
+def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
+    """The scans of `config.data` with samples hidden in `training.hidings` ways each, in one file, made once."""
+    sources = training_sources(config)
+    path = folder / f"measured_{config.training.hidings}_{data_checksum(config, sources, 'mask', 'ou')}.npy"
+    if path.exists():
+        return SceneFile(path)
+    with atomic_path(path) as temporary:
+        written, size = SceneFile(temporary), None
+        for source in tqdm(sources, desc="scans", unit="scan"):
+            scan = acquisition(config, source)
+            size = size or scan.mask.shape[1:]
+            if scan.mask.shape[1:] != size:
+                raise InputError(
+                    f"{scan.name} is {tuple(scan.mask.shape[1:])} and others are {tuple(size)}; train on scans of one "
+                    "size (--config.data.scan_size)."
+                )
+            own = with_periodicity(config, scan.kspace, scan.mask)
+            unit = scan.kspace / scan_scale(scan.kspace, scan.mask)
+            for seed in range(config.training.hidings):
+                written.append(prepare_measured(unit, scan.mask, own, seed))
+    return SceneFile(path)
 
 
 def advance_scenes(scenes: SceneFile, advanced: SceneFile, count: int, prior: Prior, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
+from adaptation import adapt_priors
 from configs.ve.cpu_demo import get_config
 from models.precision import PRECISIONS
 from mri.consistency import data_consistency, data_residual, scan_scale
@@ -225,6 +226,8 @@ def reconstruct(
     settings["checkpoints"] = [prior.path for prior in priors]
     settings["networks"] = [prior.network.config for prior in priors]
     with_context = all(prior.context is not None for prior in priors)
+    if sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0):
+        priors, settings["adaptation"] = adapt_priors(measured, mask, priors, config, seed)
     deviation = None
     tried = len(priors) * (1 if with_context else len(sampling.trust_levels))
     total = sampling.iterations if sampling.sampler == "published" else tried
@@ -296,6 +299,8 @@ def check_settings(config, mask: Tensor) -> None:
         raise InputError("sampling.trust_levels must not be empty, and sampling.error_gain must be above 0.")
     if config.ou.anneal <= 0 or config.ou.noise_floor < 0:
         raise InputError("ou.anneal must be above 0, and ou.noise_floor 0 or above.")
+    if sampling.adapt < 0 or sampling.adapt_steps < 0:
+        raise InputError("sampling.adapt (--adapt) and sampling.adapt_steps must be 0 or more.")
     if sampling.samples == 1 or sampling.samples < 0:
         raise InputError(f"sampling.samples must be 0 or at least 2, not {sampling.samples}.")
     unit.check(*mask.shape)
@@ -329,8 +334,11 @@ def check_noise_levels(sampling, priors: list[Prior]) -> None:
                 f"{prior.path} sees images with their neighbours; the published sampler needs a model of weighted "
                 "k-space (training.objective=dsm): use --sampler cascade."
             )
-        if prior.context is None and sampling.samples:
-            raise InputError("sampling.samples needs priors with context, as those shipped for --sampler cascade are.")
+        if prior.context is None and (sampling.samples or sampling.adapt or sampling.adapt_steps):
+            raise InputError(
+                "sampling.samples and sampling.adapt (--adapt) need priors with context, as those shipped for "
+                "--sampler cascade are."
+            )
         if prior.context is not None:
             continue
         if sampling.sampler == "published":

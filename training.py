@@ -45,8 +45,9 @@ def check_training(config: ml_collections.ConfigDict) -> None:
     """Raise `InputError` for a number that leaves nothing to train."""
     least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
              "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
-             "training.scenes": 1, "training.scene_frames": 1, "training.accumulation": 1, "sampling.batch_size": 1,
-             "data.image_size": 64, "data.frames": 2, "data.phantoms": 0 if config.data.path else 1}
+             "training.scenes": 1, "training.scene_frames": 1, "training.accumulation": 1, "training.hidings": 1,
+             "sampling.batch_size": 1, "data.image_size": 64, "data.frames": 2,
+             "data.phantoms": 0 if config.data.path else 1}
     for field, smallest in least.items():
         part, name = field.split(".")
         if config[part][name] < smallest:

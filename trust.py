@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from mri.holdout import hide
+from mri.holdout import hide, missing_error
 from mri.interleave import pseudo_reference
 from mri.weighting import DISTANCE_TO_DC, KspaceWeight
 from optimization_unit import OptimizationUnit, with_periodicity
@@ -60,13 +60,13 @@ def find_trust(
     if not hidden.any():
         return Trust(0.0, (), 0.0, 0, 0.0, 0.0)
     start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
-    question = _Question(start, measured, kept, hidden, config)
+    question = Question(start, measured, kept, hidden, config)
     ask = _ask_in_turn if all(prior.context is not None for prior in priors) else _ask_at_levels
     return ask(question, priors, bar)
 
 
 @dataclass
-class _Question:
+class Question:
     """What the priors are asked: the OU's result without the hidden samples, and those."""
 
     start: Tensor
@@ -91,23 +91,40 @@ class _Question:
         return alpha.item(), error.norm().item(), (error - alpha * change).norm().item()
 
 
-def _ask_in_turn(question: _Question, priors: list[Prior], bar: tqdm | None) -> Trust:
-    kspace, alphas, errors = question.start, [], []
-    first = sigma = question.config.sampling.error_gain * question.error
+@dataclass(frozen=True)
+class Answer:
+    """What a prior with context makes of the hidden samples, from what those before it left."""
+
+    kspace: Tensor  # after it
+    sigma: float  # noise level left
+    alpha: float  # how far it was followed; 0 when it does not help
+    before: float  # weighted error on the hidden samples
+    after: float
+
+
+def answer(question: Question, prior: Prior, kspace: Tensor, sigma: float) -> Answer:
+    """Ask one prior with context."""
+    change = question.change(prior, kspace, sigma)
+    alpha, before, after = question.fit(change, kspace, DISTANCE_TO_DC)
+    if after >= (1 - question.config.sampling.context_margin) * before:
+        alpha, after = 0.0, before
+    kspace = torch.where(question.kept, question.measured, kspace + alpha * change)
+    return Answer(kspace, sigma * (1 - alpha * (1 - prior.remaining)), alpha, before, after)
+
+
+def _ask_in_turn(question: Question, priors: list[Prior], bar: tqdm | None) -> Trust:
+    first = question.config.sampling.error_gain * question.error
+    kspace, sigma, answers = question.start, first, []
     for prior in priors:
-        change = question.change(prior, kspace, sigma)
-        alpha, before, after = question.fit(change, kspace, DISTANCE_TO_DC)
-        if after >= (1 - question.config.sampling.context_margin) * before:
-            alpha, after = 0.0, before
-        kspace = torch.where(question.kept, question.measured, kspace + alpha * change)
-        sigma *= 1 - alpha * (1 - prior.remaining)
-        alphas.append(alpha)
-        errors += [before, after]
-        _tell(bar, errors[-1] / max(errors[0], 1e-30), first, alpha)
-    return Trust(first if any(alphas) else 0.0, tuple(alphas), question.error, question.count, errors[0], errors[-1])
+        answers.append(answer(question, prior, kspace, sigma))
+        kspace, sigma = answers[-1].kspace, answers[-1].sigma
+        _tell(bar, answers[-1].after / max(answers[0].before, 1e-30), first, answers[-1].alpha)
+    alphas = tuple(one.alpha for one in answers)
+    errors = (answers[0].before, answers[-1].after)
+    return Trust(first if any(alphas) else 0.0, alphas, question.error, question.count, *errors)
 
 
-def _ask_at_levels(question: _Question, priors: list[Prior], bar: tqdm | None) -> Trust:
+def _ask_at_levels(question: Question, priors: list[Prior], bar: tqdm | None) -> Trust:
     weight, margin = priors[-1].weight, question.config.sampling.trust_margin
     before = weight(question.measured - question.start)[question.hidden].norm().item()
     best = Trust(0.0, (0.0,), question.error, question.count, before, before)
@@ -125,14 +142,3 @@ def _tell(bar: tqdm | None, hidden_error: float, sigma: float, alpha: float) -> 
     if bar is not None:
         bar.set_postfix(hidden_error=f"{hidden_error:.3g}", sigma=f"{sigma:.3g}", alpha=f"{alpha:.2f}")
         bar.update()
-
-
-def missing_error(error: Tensor, hidden: Tensor, mask: Tensor) -> float:
-    """Standard deviation per real channel and pixel of the image error in the missing samples.
-
-    Estimated from the error on the hidden ones, whose mean square is taken to fall as 1/r² with the distance r to
-    DC, as that of the signal itself does.
-    """
-    level = DISTANCE_TO_DC(error)[hidden].abs().square().mean()
-    falling = DISTANCE_TO_DC.on(error).expand(error.shape)[~mask].square().reciprocal().sum()
-    return (level * falling / (2 * error.numel())).sqrt().item()

@@ -78,7 +78,9 @@ def get_default_configs() -> ml_collections.ConfigDict:
         images.near = True        # image of the samples that only a neighbour in time has
 
     config.training = training = ml_collections.ConfigDict()
-    training.objective = "dsm"    # dsm: published, from pseudo-references; synthetic: from moving scenes
+    # dsm: published, from pseudo-references; synthetic: from moving scenes; measured: from samples hidden from the
+    # OU, of scans nobody has the rest of
+    training.objective = "dsm"
     training.batch_size = 4       # frames per step, of all processes and accumulated parts together
     training.accumulation = 1     # parts, one after the other, that a process makes of its share of a batch
     training.precision = "fp32"   # fp32 | bf16: autocast of the network's layers; weights and average stay float32
@@ -97,6 +99,8 @@ def get_default_configs() -> ml_collections.ConfigDict:
     training.scenes = 2000        # synthetic: scenes that are drawn
     training.scene_frames = 2     # synthetic: frames of one scene in a batch
     training.sigma_jitter = 0.25  # synthetic: standard deviation of log σ as the network is told it
+    training.error_gain = 1.25    # measured: σ as the network is told it, in units of the error estimated
+    training.hidings = 8          # measured: ways to hide samples of each scan
     training.noisy_share = 0.25   # synthetic: share of scenes with Gaussian noise in place of part of the error
 
     config.optim = optim = ml_collections.ConfigDict()
@@ -118,6 +122,9 @@ def get_default_configs() -> ml_collections.ConfigDict:
     # cascade: share of the error on hidden samples that a prior must explain to be followed
     sampling.trust_margin = 0.02  # without context, the best of several levels
     sampling.context_margin = 0.005         # with context
+    sampling.adapt = 0.0          # cascade, priors with context: seconds to adapt them to the scan by what it measured
+    sampling.adapt_steps = 0      # the same in steps, for a repeatable result: the first limit that is met; 0: none
+    sampling.adapt_margin = 0.02  # share of the error on validation samples that an adapted prior must take away
     sampling.samples = 0          # cascade: posterior samples for a map of the likely error; 0: no map
     sampling.sigma_max = 4.0      # published: first noise level
     sampling.sigma_min = 0.01     # published: last noise level, reached only when iterations = num_scales

@@ -3,6 +3,7 @@
 import torch
 
 from mri.masks import acs_rows, is_lines, lines_along_rows
+from mri.weighting import DISTANCE_TO_DC
 
 Tensor = torch.Tensor
 
@@ -51,3 +52,33 @@ def hide(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tensor, T
         hidden[(frames + row + seed) % period != 0, row] = True
     hidden &= mask
     return mask & ~hidden, hidden
+
+
+def hide_for_training(mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """As `hide`, and of lines also one in eight of those beside the ACS.
+
+    The lines of the ACS have the nearest measured sample as near in time as missing ones have, but tell of low
+    frequencies alone; the others tell of all, but have it a whole period away. To learn from, both are needed.
+    """
+    kept, hidden = hide(mask, seed=seed)
+    if (rows_first := lines_along_rows(mask)) is not mask:
+        kept, hidden = hide_for_training(rows_first, seed)
+        return kept.mT, hidden.mT
+    if not is_lines(mask) or not hidden.any():
+        return kept, hidden
+    generator = torch.Generator().manual_seed(seed)
+    outside = ~acs_rows(mask)
+    chosen = torch.rand(mask.shape[:2], generator=generator).to(mask.device) < 1 / 8
+    hidden = hidden | (mask & (chosen & outside)[:, :, None])
+    return mask & ~hidden, hidden
+
+
+def missing_error(error: Tensor, hidden: Tensor, mask: Tensor) -> float:
+    """Standard deviation per real channel and pixel of the image error in the missing samples.
+
+    Estimated from the error on the hidden ones, whose mean square is taken to fall as 1/r² with the distance r to
+    DC, as that of the signal itself does.
+    """
+    level = DISTANCE_TO_DC(error)[hidden].abs().square().mean()
+    falling = DISTANCE_TO_DC.on(error).expand(error.shape)[~mask].square().reciprocal().sum()
+    return (level * falling / (2 * error.numel())).sqrt().item()

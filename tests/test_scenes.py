@@ -4,7 +4,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from datasets import SceneFile, SceneFrames, advance_scene, augment_scene, missing_std, prepare_scene
+from configs.ve.cpu_demo import get_config
+from datasets import (
+    SceneFile,
+    SceneFrames,
+    advance_scene,
+    augment_scene,
+    missing_std,
+    prepare_measured,
+    prepare_scene,
+)
 from losses import completion_loss, completion_size
 from models.context import Context
 from mri.fourier import fft2c, ifft2c
@@ -67,7 +76,8 @@ def test_acquisitions_vary_and_leave_no_line_to_nobody():
 def test_scenes_in_one_file(scene, tmp_path):
     """Whole, in order, each alone; what a kill left behind the last one does not count and is written over."""
     path = tmp_path / "scenes.npy"
-    others = [replace(scene, image=scene.image[:k] + k, start=scene.start[:k], mask=scene.mask[:k]) for k in (2, 5)]
+    names = ("image", "start", "mask", "known")
+    others = [replace(scene, **{name: getattr(scene, name)[:k] for name in names}, periodic=False) for k in (2, 5)]
     file = SceneFile(path)
     assert len(file) == 0
     for one in (scene, others[0]):
@@ -80,7 +90,7 @@ def test_scenes_in_one_file(scene, tmp_path):
     assert len(file) == 3 and len(SceneFile(path)) == 3
     for written, read in zip((scene, *others), (file[0], file[1], file[2]), strict=True):
         assert read.periodic == written.periodic
-        assert all(torch.equal(getattr(read, name), getattr(written, name)) for name in ("image", "start", "mask"))
+        assert all(torch.equal(getattr(read, name), getattr(written, name)) for name in names)
     with pytest.raises(ValueError, match="holds frames of"):
         file.append(prepare_scene(4, 80))
     assert len(SceneFile(path)) == 3
@@ -98,7 +108,9 @@ def test_augmentation_keeps_measured_samples_measured(scene):
     moved = 0
     for seed in range(8):
         changed = replace(scene, start=exact)
-        truth, start, mask = augment_scene(changed, 1.25, torch.Generator().manual_seed(seed))
+        result = augment_scene(changed, 1.25, torch.Generator().manual_seed(seed))
+        truth, start, mask = result.image, result.start, result.mask
+        assert result.known.all()
         error = fft2c(start - truth).abs()
         assert error[mask].max() < 1e-4 and error[~mask].mean() > 0.05
         assert mask.sum() == scene.mask.sum()
@@ -172,6 +184,37 @@ def test_advanced_scene_is_what_the_prior_makes_of_it(scene):
     ratio = missing_std(after.start - after.image, after.mask) / missing_std(scene.start - scene.image, scene.mask)
     assert ratio == pytest.approx(0.5, rel=1e-3)
     assert torch.allclose(fft2c(after.start)[after.mask], fft2c(scene.start)[scene.mask], atol=1e-5)
+
+
+def test_measured_scenes_count_what_was_hidden_and_nothing_else():
+    image = make_phantom(8, 64, 2).to(torch.complex64)
+    mask = make_mask("uniform", (8, 64, 64), 4, 8)
+    measured = torch.where(mask, fft2c(image), 0)
+    config = get_config()
+    config.ou.llr_iterations, config.data.periodic = 10, True
+    scene = prepare_measured(measured, mask, config, 1)
+    hidden = scene.known & ~scene.mask
+    assert torch.equal(scene.known, mask) and hidden.any() and not scene.known.all()
+    assert (fft2c(scene.start) - measured)[scene.mask].abs().max() < 1e-4
+
+    class Measured(Settings):
+        error_gain = 1.25
+
+    batch = frames_of(scene, 8, Measured)
+    counted = batch.weight > 0
+    assert counted.sum() == hidden.sum() and not (counted & batch.mask).any()
+    # what the network makes of samples that nobody measured changes nothing, of hidden ones all
+    size = completion_size(batch)
+    for where, changes in ((counted, True), (~counted, False)):
+        error = torch.where(where, fft2c(batch.truth - batch.image), 0)
+
+        def predict(x, sigma, error=error):
+            return torch.view_as_real(ifft2c(error)).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
+
+        assert completion_loss(predict, batch) / size == pytest.approx(0 if changes else 1, abs=1e-4)
+    known = scene.error_std()
+    true = missing_std(ifft2c(fft2c(scene.start) - fft2c(image)), scene.mask).item()
+    assert 0.2 < known / true < 5  # an estimate from what was hidden
 
 
 @pytest.mark.parametrize("pattern,acs", [("uniform", 8), ("radial", 0)])
