@@ -43,6 +43,9 @@ flags.DEFINE_boolean("no_reference", False, "Do not score, even when the data ar
 flags.DEFINE_string("checkpoint_global", None, "GM: .safetensors or published .pth; default: shipped.")
 flags.DEFINE_string("checkpoint_local", None, "LM, likewise.")
 flags.DEFINE_string("sampler", None, "Sampler; default: the configuration's.")
+flags.DEFINE_float(
+    "adapt", None, "Seconds to adapt the priors to the scan by what it measured, and no reference.", lower_bound=0
+)
 flags.DEFINE_integer(
     "seed", 0, "Of the sampler's noise and of generated masks and phases.", lower_bound=0, upper_bound=2**32 - 1
 )
@@ -62,6 +65,7 @@ SHORTHANDS = {
     "acceleration": "mask.acceleration",
     "acs": "mask.acs",
     "sampler": "sampling.sampler",
+    "adapt": "sampling.adapt",
 }
 
 

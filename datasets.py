@@ -454,7 +454,7 @@ class SceneFile:
         self._frames = None
 
     def __len__(self) -> int:
-        return len(self._bounds()) - 1 if self.path.exists() else 0
+        return len(self._bounds()) - 1 if self.path.exists() and self.path.stat().st_size else 0
 
     def __getitem__(self, number: int) -> PreparedScene:
         first, end = self._bounds()[number : number + 2]

@@ -65,7 +65,7 @@ class Prior:
         divisor = self.network.divisor
         bottom, right = -height % divisor, -width % divisor
         padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
-        run = self.run or self.network
+        run = self.network if self.run is None else self.run
         scores = [
             run(chunk, torch.full((len(chunk),), sigma, device=x.device)) for chunk in padded.split(self.batch_size)
         ]

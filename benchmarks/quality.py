@@ -43,7 +43,9 @@ class Method:
 
 
 def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None]) -> dict[str, Method]:
-    """Name → method, in the order of the table."""
+    """Name → method, in the order of the table; `gldm_adapted` when `sampling.adapt` says for how long."""
+    unadapted = {"adapt": 0.0, "adapt_steps": 0}
+    adapts = config.sampling.adapt > 0 or config.sampling.adapt_steps > 0
 
     def in_time(function: Callable) -> Callable:
         """`function` with the setting `data.periodic`, or what the scan at hand tells of it."""
@@ -54,7 +56,7 @@ def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, P
 
         return run
 
-    return {
+    methods = {
         "zero_filled": plain(zero_filled),
         "nearest_merge": plain(in_time(nearest_merge)),
         "ou_only": Method(lambda k, mask, seed, _: (optimization_unit_alone(k, mask, config, seed), 0)),
@@ -64,10 +66,14 @@ def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, P
         "bart_llr": swept(bart.bart_llr, bart.LLR_STRENGTHS),
         "bart_tv": swept(bart.bart_tv, bart.TV_STRENGTHS),
         # the published sampler starts from zero-filled k-space
-        "gldm_published": ours(config, partial(published_kind, models), sampler="published", start="zero_filled"),
-        "gldm_cascade": ours(config, partial(published_kind, models), sampler="cascade"),
-        "gldm_synthetic": ours(config, lambda device: context_kind(models), sampler="cascade"),
-    }
+        "gldm_published": ours(config, partial(published_kind, models), sampler="published", start="zero_filled",
+                               **unadapted),
+        "gldm_cascade": ours(config, partial(published_kind, models), sampler="cascade", **unadapted),
+        "gldm_synthetic": ours(config, lambda device: context_kind(models), sampler="cascade", **unadapted),
+    }  # fmt: skip
+    if adapts:
+        methods["gldm_adapted"] = ours(config, lambda device: context_kind(models), sampler="cascade")
+    return methods
 
 
 Priors = tuple[Prior | None, Prior | None]
@@ -93,7 +99,7 @@ def swept(function: Callable[[Tensor, Tensor, float], Tensor], strengths: tuple[
     return Method(lambda kspace, mask, seed, strength: (function(kspace, mask, strength), 0), strengths)
 
 
-def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Priors], **sampling: str) -> Method:
+def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Priors], **sampling) -> Method:
     """GLDM with the `models` of a device, asked for when they are needed."""
     config = config.copy_and_resolve_references()
     config.sampling.update(sampling)
@@ -108,6 +114,8 @@ def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Pri
 def choose_methods(methods: dict[str, Method], names: list[str] | None) -> dict[str, Method]:
     """Those of `names` (default: all), without BART, and with the reason printed, where it is missing."""
     unknown = [name for name in names or [] if name not in methods]
+    if "gldm_adapted" in unknown:
+        raise InputError("--methods gldm_adapted needs --adapt SECONDS: how long the priors are adapted to a scan.")
     if unknown:
         raise InputError(f"--methods {unknown[0]} is unknown; choose of {', '.join(methods)}.")
     chosen = {name: method for name, method in methods.items() if names is None or name in names}
@@ -180,8 +188,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     scans.add_flags(parser)
     parser.add_argument("--methods", type=scans.words, help="rows to measure (default: all)")
+    parser.add_argument("--adapt", type=float, default=0.0, metavar="SECONDS",
+                        help="adds gldm_adapted: priors adapted to each scan for so long")  # fmt: skip
     flags = parser.parse_args()
     config = scans.configuration(flags)
+    config.sampling.adapt = flags.adapt or config.sampling.adapt
+    if config.sampling.adapt < 0:
+        raise InputError(f"--adapt is a number of seconds, not {flags.adapt:g}.")
     methods = choose_methods(all_methods(config, scans.priors(flags)), flags.methods)
     cases = scans.cases(flags, config)
     out = Path(flags.out)

@@ -237,6 +237,17 @@ def test_methods_of_the_quality_table(tiny):
     ]  # fmt: skip
     swept = [method.strengths for method in quality.all_methods(tiny, (None, None)).values() if method.strengths[1:]]
     assert {len(strengths) for strengths in swept} == {6} and len(swept) == 5
+    tiny.sampling.adapt = 1.0
+    assert list(quality.all_methods(tiny, (None, None)))[-2:] == ["gldm_synthetic", "gldm_adapted"]
+
+
+def test_adapted_priors_have_a_row_of_their_own(tmp_path):
+    flags = ["--size", 64, "--frames", 5, "--acceleration", 4, "--seeds", "1", "--set", "sampling.adapt_steps=1"]
+    names = "gldm_synthetic,gldm_adapted"
+    command("benchmarks.quality", *flags, "--methods", names, "--out", "out", cwd=tmp_path)
+    rows = table(tmp_path / "out" / "quality.csv")[1]
+    assert [row["method"] for row in rows] == names.split(",")
+    assert float(rows[1]["seconds"]) > float(rows[0]["seconds"])  # five reconstructions by the OU more
 
 
 def test_bart_is_left_out_with_a_reason(tiny, monkeypatch, capsys):
@@ -300,6 +311,8 @@ def _undersampled(tmp_path):
         (quality, "--methods llr,magic", "magic"),
         (quality, "--phantoms 1,1", "same name"),
         (quality, "--set sampling.magic=1", "sampling.magic"),
+        (quality, "--methods gldm_adapted", "--adapt SECONDS"),
+        (quality, "--adapt -3", "number of seconds"),
         (quality, "--set mask.path=a.mat", "--pattern"),
         (quality, "--checkpoint_global none.safetensors", "together"),
         (quality, "--checkpoint_global none.safetensors --checkpoint_local no.pth", "none.safetensors"),

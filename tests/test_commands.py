@@ -483,6 +483,33 @@ def test_priors_with_context_reconstruct(tmp_path, priors, magnitude):
     assert_one_sentence(done, "--sampler cascade")
 
 
+def test_priors_learn_from_scans_that_nobody_has_the_rest_of(tmp_path):
+    """`measured` sees what a scanner gives: under-sampled k-space, of two scans of one size."""
+    (tmp_path / "scans").mkdir()
+    for seed in (1, 2):
+        kspace = fft2c(make_phantom(5, 64, seed))
+        mask = make_mask("uniform", tuple(kspace.shape), 3, 8, seed)
+        np.save(tmp_path / "scans" / f"{seed}.npy", torch.where(mask, kspace, 0).to(torch.complex64).numpy())
+    flags = [*TINY, "--config.training.objective=measured", "--config.training.hidings=2", "--config.data.path=scans"]
+    flags += ["--config.data.key=kspace", "--config.sampling.sampler=cascade", "--config.ou.llr_iterations=5"]
+    command("main.py", *flags, cwd=tmp_path)
+    prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
+    assert prior.context is not None and 0 < prior.remaining < 1.1
+    assert prior.weight.power == 0
+    data = sorted(names(tmp_path / "exp" / "data"))
+    assert len(data) == 2 and data[0].startswith("measured_2_") and "_after_" in data[1]
+    own = [tmp_path / "exp" / name / "model.safetensors" for name in MODELS]
+    cascade = ["--sampler", "cascade", "--data", "scans/1.npy", "--key", "kspace"]
+    demo(*cascade, "--adapt", 3, "--out", "out", cwd=tmp_path, priors=own)
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["config"]["sampling"]["adapt"] == 3 and len(record["adaptation"]) == 2
+
+
+def test_adaptation_of_priors_without_context(tmp_path, priors, magnitude):
+    done = demo("--data", magnitude, "--adapt", 5, "--out", "no", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "need priors with context")
+
+
 def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     flags = [flag for flag in TINY if "n_iters" not in flag and "preemption" not in flag]
     arguments = [sys.executable, str(ROOT / "main.py"), *flags, "--model=global", "--config.training.n_iters=100000"]

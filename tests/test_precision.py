@@ -1,0 +1,82 @@
+"""Networks in bfloat16 and compiled, as the samplers run them."""
+
+import pytest
+import torch
+
+from configs.ve.cpu_demo import get_config
+from models import precision
+from mri.fourier import fft2c
+from mri.masks import make_mask
+from mri.metrics import evaluate
+from mri.phantom import make_phantom
+from priors import load_prior, shipped
+from sampling import reconstruct
+from utils.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def scan():
+    image = make_phantom(8, 96, 3).to(torch.complex64)
+    mask = make_mask("uniform", (8, 96, 96), 4, 8)
+    return torch.where(mask, fft2c(image), 0), mask, image
+
+
+def reconstructed(scan, **sampling):
+    config = get_config()
+    config.sampling.update(sampling)
+    return reconstruct(scan[0], scan[1], config=config)
+
+
+def test_bfloat16_costs_less_than_a_twentieth_of_a_decibel(scan):
+    results = {name: reconstructed(scan, precision=name) for name in precision.PRECISIONS}
+    exact, short = (evaluate(results[name].image, scan[2]) for name in precision.PRECISIONS)
+    assert abs(exact["psnr"] - short["psnr"]) < 0.05 and abs(exact["nmse"] / short["nmse"] - 1) < 0.02
+    assert results["bf16"].image.dtype == torch.complex64
+    assert not torch.equal(results["bf16"].image, results["fp32"].image)
+    assert results["fp32"].settings["trust"]["sigma"] > 0  # the networks had a say
+
+
+def test_the_networks_are_compiled_and_give_the_same(monkeypatch, scan):
+    """With the backend that needs no compiler: what is traced is what runs."""
+    compile, traced = torch.compile, []
+
+    def with_eager(network, **settings):
+        traced.append(settings)
+        return compile(network, backend="eager", dynamic=settings["dynamic"])
+
+    plain = reconstructed(scan)
+    monkeypatch.setattr(torch, "compile", with_eager)
+    assert torch.allclose(reconstructed(scan, compile=True).image, plain.image, atol=1e-5)
+    assert len(traced) == 2  # GM and LM
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of what PyTorch imports
+def test_graphs_give_what_their_next_replay_cannot_change(monkeypatch):
+    """On a GPU the output of a CUDA graph is the same memory at every replay."""
+    memory = torch.zeros(3)
+
+    def compile(network, mode, dynamic):
+        assert mode == "reduce-overhead" and not dynamic
+        return lambda x, sigma: memory.copy_(x)
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run = precision.compiled(torch.nn.Identity(), "cuda")
+    first = run(torch.ones(3), torch.ones(1))
+    run(torch.zeros(3), torch.ones(1))
+    assert torch.equal(first, torch.ones(3))
+
+
+def test_unknown_precision(scan):
+    with pytest.raises(InputError, match=r"'fp8' is unknown; choose fp32 or bf16"):
+        reconstructed(scan, precision="fp8")
+
+
+def test_a_prior_in_bfloat16_keeps_its_weights(scan):
+    prior = load_prior(shipped("global", "cascade"), precision="bf16")
+    assert all(parameter.dtype == torch.float32 for parameter in prior.network.parameters())
+    channels = 2 + prior.context.channels
+    x = 0.1 * torch.randn(1, channels, 96, 96, generator=torch.Generator().manual_seed(0))
+    score = prior.score(x, 0.05)
+    assert score.dtype == torch.float32
+    exact = load_prior(shipped("global", "cascade")).score(x, 0.05)
+    assert 0 < (score - exact).norm() / exact.norm() < 0.1
