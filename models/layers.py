@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from op.fused import group_norm as fused_group_norm
+from op.fused import join
 from op.upfirdn2d import downsample_padding, fir_kernel, upfirdn2d, upsample_padding
 from utils.errors import InputError
 
@@ -80,6 +82,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
+def normalised(norm: nn.GroupNorm, x: Tensor, act: Activation | None = None, shift: Tensor | None = None) -> Tensor:
+    """`act(norm(x + shift))`, as one operation where there is one; x `(batch, channels, H, W)`."""
+    silu = act is F.silu
+    x = fused_group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps, silu, shift)
+    return x if silu or act is None else act(x)
+
+
 class FourierFeatures(nn.Module):
     """Sine and cosine of a number at fixed random frequencies: `(batch,)` → `(batch, 2·size)`."""
 
@@ -118,7 +127,9 @@ class NoiseEmbedding(nn.Module):
         self.act = act
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.out(self.act(self.hidden(features.to(self.hidden.weight.dtype))))
+        # the noise level spans orders of magnitude: never in the short floats of autocast
+        with torch.autocast(features.device.type, enabled=False):
+            return self.out(self.act(self.hidden(features.to(self.hidden.weight.dtype))))
 
 
 class Upsample(nn.Module):
@@ -190,16 +201,15 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """`(batch, channels_in, H, W)` and `(batch, noise_size)` → `(batch, channels_out, H', W')`."""
-        h = self.act(self.norm_in(x))
+        h = normalised(self.norm_in, x, self.act)
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv_in(h)
-        if noise is not None:
-            h = h + self.shift(self.act(noise))[:, :, None, None]
-        h = self.conv_out(self.dropout(self.act(self.norm_out(h))))
+        shift = None if noise is None else self.shift(self.act(noise))
+        h = self.conv_out(self.dropout(normalised(self.norm_out, h, self.act, shift)))
         if self.shortcut is not None:
             x = self.shortcut(x)
-        return _join(x, h, self.rescale)
+        return join(x, h, self.rescale)
 
 
 class AttentionBlock(nn.Module):
@@ -216,10 +226,10 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, H, W)` → the same."""
-        pixels = self.norm(x).flatten(2).transpose(1, 2)[:, None]  # (batch, 1 head, H·W, channels)
+        pixels = normalised(self.norm, x).flatten(2).transpose(1, 2)[:, None]  # (batch, 1 head, H·W, channels)
         h = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
         h = self.out(h)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
-        return _join(x, h, self.rescale)
+        return join(x, h, self.rescale)
 
 
 class PyramidInput(nn.Module):
@@ -246,8 +256,5 @@ class OutputHead(nn.Module):
         self.act = act
 
     def forward(self, h: Tensor) -> Tensor:
-        return self.conv(self.act(self.norm(h)))
+        return self.conv(normalised(self.norm, h, self.act))
 
-
-def _join(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
-    return (x + h) * math.sqrt(0.5) if rescale else x + h

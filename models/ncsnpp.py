@@ -26,6 +26,7 @@ from models.layers import (
     activation,
     conv3x3,
 )
+from op.fused import divide_by_sigma
 from utils.errors import InputError
 
 Tensor = torch.Tensor
@@ -353,7 +354,7 @@ class NCSNpp(nn.Module):
             out = self.head(h)
         if patch > 1:
             out = pixel_shuffle(out, patch)
-        return out / sigma[:, None, None, None] if self.config["scale_by_sigma"] else out
+        return divide_by_sigma(out, sigma) if self.config["scale_by_sigma"] else out
 
     def _check_input(self, x: Tensor, sigma: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:

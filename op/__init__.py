@@ -1,1 +1,1 @@
-"""Tensor operations with no library call of their own: FIR resampling."""
+"""Tensor operations with no library call of their own, as native PyTorch and as Triton kernels."""
