@@ -1,8 +1,10 @@
 """Reconstruct one scan: `python PCsampling_demo_svd.py [--data scan.mat --mask mask.mat --out folder]`.
 
-Without flags it reconstructs the embedded phantom with the shipped checkpoints.
+Without flags it reconstructs the embedded phantom with the shipped checkpoints. A folder or pattern of scans
+(`--data "scans/*.mat" --out folder`) is shared by the processes of `torchrun --nproc_per_node=N`.
 """
 
+import os
 from pathlib import Path
 
 import torch
@@ -10,15 +12,25 @@ from absl import flags
 from ml_collections import ConfigDict
 
 import run_lib
-from datasets import Acquisition, acquisition_from_file, embedded_acquisition, reference_from_file
-from priors import shipped
+from datasets import (
+    Acquisition,
+    acquisition_from_file,
+    embedded_acquisition,
+    is_pattern,
+    reference_from_file,
+    scan_files,
+)
+from many_scans import reconstruct_many
+from priors import Prior, shipped
 from utils.errors import InputError, define_config, exit_on_input_error, run_command
 from utils.files import numbered_folder, refuse_existing, refuse_unwritable
 
 FLAGS = flags.FLAGS
 
 define_config(Path(__file__).parent / "configs/ve/cpu_demo.py")
-flags.DEFINE_string("data", None, "Scan file: images or k-space; default: the embedded phantom.")
+flags.DEFINE_string(
+    "data", None, "Scan file (images or k-space), or a folder or pattern of scans; default: the embedded phantom."
+)
 flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace).")
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: found.")
 flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: found.")
@@ -75,24 +87,48 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     config = configuration()
+    several = FLAGS.data is not None and (Path(FLAGS.data).is_dir() or is_pattern(Path(FLAGS.data)))
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (several and FLAGS.out):
+        raise InputError("several processes share a folder or a pattern of scans: give --data and --out for them.")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if FLAGS.out:
         if Path(FLAGS.out).is_file():
             raise InputError(f"--out {FLAGS.out} is a file; name a folder for the results.")
-        refuse_existing(FLAGS.out, FLAGS.overwrite)
+        if not several:
+            refuse_existing(FLAGS.out, FLAGS.overwrite)
     refuse_unwritable(FLAGS.out or "result")
     priors = run_lib.load_priors(
         config,
         FLAGS.checkpoint_global or shipped("global", config.sampling.sampler),
         FLAGS.checkpoint_local or shipped("local", config.sampling.sampler),
     )
+    if several:
+        reconstruct_several(config, priors)
+    else:
+        reconstruct_one(config, priors)
+
+
+def reconstruct_one(config: ConfigDict, priors: tuple[Prior, Prior]) -> None:
     scan = embedded_acquisition(config, 0) if FLAGS.data is None else acquisition_from_file(config, FLAGS.data)
-    if scan.reference is None:
-        refuse_mask_flags()
+    refuse_mask_flags(scan)
     reference = choose_reference(config, scan)
     print(scan)
     folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
     out, rows = run_lib.reconstruct_scan(scan, config, priors, folder, FLAGS.seed, reference)
     print(run_lib.report(out, rows))
+
+
+def reconstruct_several(config: ConfigDict, priors: tuple[Prior, Prior]) -> None:
+    if FLAGS.reference:
+        raise InputError("--reference belongs to one scan; of a folder only scans that are fully sampled are scored.")
+    sources = scan_files(FLAGS.data)
+    out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
+    print(f"{len(sources)} scans into {out}; the same command with --out {out} goes on where it stops")
+    reconstruct_many(
+        sources, config, priors, out, FLAGS.seed, overwrite=FLAGS.overwrite, score=not FLAGS.no_reference,
+        check=refuse_mask_flags,
+    )  # fmt: skip
 
 
 def configuration() -> ConfigDict:
@@ -119,12 +155,12 @@ def configuration() -> ConfigDict:
     return config
 
 
-def refuse_mask_flags() -> None:
+def refuse_mask_flags(scan: Acquisition) -> None:
     """Flags of a mask to generate mean nothing for k-space that is under-sampled already."""
     given = [f"--{name}" for name in ("pattern", "acceleration", "acs") if FLAGS[name].value is not None]
-    if given:
+    if scan.reference is None and given:
         raise InputError(
-            f"{FLAGS.data} is under-sampled already, so {', '.join(given)} cannot apply; leave them out (the mask "
+            f"{scan.name} is under-sampled already, so {', '.join(given)} cannot apply; leave them out (the mask "
             "is found from the zeros), or give --mask."
         )
 

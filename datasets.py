@@ -1,5 +1,6 @@
 """From scans to what the method needs: acquisitions to reconstruct, weighted frames to learn from."""
 
+import glob
 import hashlib
 import json
 import os
@@ -51,17 +52,25 @@ class Acquisition:
 
 
 def scan_files(path: str | os.PathLike) -> list[Path]:
-    """The scan file, or the sorted scan files of a folder."""
+    """The scan file, or the sorted scan files of a folder or of a pattern such as `scans/*.mat`."""
     path = Path(path)
-    if not path.is_dir():
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    elif is_pattern(path):
+        files = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).suffix.lower() in SUFFIXES)
+    else:
         return [path]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
     if not files:
         raise InputError(f"{path} holds no scan; put {', '.join(SUFFIXES)} files there.")
     twins = [f.name for f in files if sum(f.stem == other.stem for other in files) > 1]
     if twins:
         raise InputError(f"{path}: {' and '.join(twins)} would share one folder of results; rename all but one.")
     return files
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether the shell's wildcards are meant: no file has this name."""
+    return glob.has_magic(str(path)) and not path.exists()
 
 
 def acquisition(config, source: Path | int) -> Acquisition:

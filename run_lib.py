@@ -116,9 +116,7 @@ def reconstruct_scan(
             print(f"the reconstruction is {gain:.3g} times as bright as the reference: NMSE compares them as they are")
     record = {
         "scan": scan.found,
-        "sha256": scan.sha256,
-        "mask_sha256": sha256(config.mask.path) if config.mask.path else "",
-        "checkpoints_sha256": [sha256(path) for path in result.settings["checkpoints"]],
+        "request": request(scan.sha256, config, priors, seed),
         "threads": torch.get_num_threads(),
         "command": command_line(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "ml_collections")},
@@ -148,6 +146,19 @@ def reconstruct_scan(
     for name in stale:
         (out / name).unlink(missing_ok=True)
     return out, rows
+
+
+def request(scan_sha256: str, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int) -> dict:
+    """All that a reconstruction depends on, files by their checksums."""
+    settings = json.loads(config.to_json())
+    settings["mask"].pop("path")
+    return {
+        "scan_sha256": scan_sha256,
+        "mask_sha256": sha256(config.mask.path) if config.mask.path else "",
+        "checkpoints_sha256": [sha256(prior.path) for prior in priors],
+        "seed": seed,
+        **{part: settings[part] for part in ("data", "mask", "sampling", "ou")},
+    }
 
 
 def write_reconstruction(out: Path, image: Tensor) -> None:

@@ -85,7 +85,7 @@ def test_magnitude_scan_end_to_end(magnitude, tmp_path, priors):
     assert image.shape == (4, 64, 64) and image.dtype == np.complex64
     assert np.array_equal(scipy.io.loadmat(out / "reconstruction.mat")["image"], image)
     record = json.loads((out / "config.json").read_text())
-    assert record["config"]["mask"]["acceleration"] == 4 and len(record["sha256"]) == 64
+    assert record["config"]["mask"]["acceleration"] == 4 and len(record["request"]["scan_sha256"]) == 64
     assert 0 < record["passes_per_frame"] <= 40 and all(0 <= alpha <= 1 for alpha in record["trust"]["alphas"])
     for name in ("metrics.csv", *PICTURES):
         assert str(out / name) in done.stdout

@@ -320,7 +320,8 @@ import sys
 started = []
 events = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"}
 sys.addaudithook(lambda event, arguments: started.append((event, arguments)) if event in events else None)
-import torch, matplotlib.pyplot, scipy.io, tensorboard  # what these start is theirs
+import torch.distributed, torch.utils.tensorboard, matplotlib.pyplot, scipy.io, skimage.metrics, imageio, h5py
+# what those start is theirs
 before = len(started)
 import COMMAND, run_lib, training, sampling, losses, objectives, adaptation, datasets, sde_lib
 import op.fused, op.upfirdn2d, op.dispatch, models.ncsnpp, models.convert, models.precision, utils.processes
@@ -335,7 +336,8 @@ print("imported")
 def test_no_import_starts_a_compiler_or_anything_else(script):
     environment = {name: value for name, value in os.environ.items() if name not in ("PATH", "TRITON_INTERPRET")}
     environment.update(PATH="", PYTHONPATH=str(ROOT), MPLBACKEND="agg")
-    done = subprocess.run([sys.executable, "-c", IMPORTS.replace("COMMAND", script)], env=environment, capture_output=True, text=True)
+    program = [sys.executable, "-c", IMPORTS.replace("COMMAND", script)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert done.stdout.strip() == "imported", done.stderr
 
 

@@ -34,18 +34,22 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; when the block succeeds its files move to `path`, all or none.
 
-    Files of the same names in an existing `path` are replaced, others stay.
+    A new folder appears with all its files at once. Files of the same names in an existing `path` are replaced,
+    others stay.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        path.mkdir(exist_ok=True)
+        os.chmod(temporary, 0o777 & ~_umask())
+        if not path.exists():
+            os.rename(temporary, path)
+            return
         for file in temporary.iterdir():
             os.replace(file, path / file.name)
     finally:
-        shutil.rmtree(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _umask() -> int:

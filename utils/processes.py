@@ -57,7 +57,7 @@ class Processes:
             return
         texts: list[str] = [""] * self.count
         dist.all_gather_object(texts, config.to_json())
-        fields = [_flat(json.loads(text)) for text in texts]
+        fields = [flat(json.loads(text)) for text in texts]
         names = sorted(set().union(*fields))
         differing = [name for name in names if any(other.get(name) != fields[0].get(name) for other in fields)]
         if differing:
@@ -98,8 +98,9 @@ def processes() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def _flat(fields: dict, prefix: str = "") -> dict:
-    flat = {}
+def flat(fields: dict, prefix: str = "") -> dict:
+    """Nested dictionaries as one, with names like part.field."""
+    together = {}
     for name, value in fields.items():
-        flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return flat
+        together.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return together

@@ -1,0 +1,167 @@
+"""A folder of scans: shared by processes, gone on with, bad scans left out."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import scan_files
+from mri.fourier import fft2c
+from mri.masks import make_mask
+from mri.phantom import make_phantom
+from tests.test_commands import ROOT, TINY, assert_one_sentence, demo, names
+from utils.errors import InputError
+from utils.files import atomic_folder
+
+SAMPLER = ["--sampler", "published"]
+
+
+@pytest.fixture
+def scans(tmp_path):
+    """Three scans of images, and one of under-sampled k-space."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for seed in range(3):
+        np.save(folder / f"heart{seed}.npy", make_phantom(4, 64, seed).numpy())
+    image = make_phantom(4, 64, 7)
+    kspace = torch.where(make_mask("uniform", (4, 64, 64), 3, 8), fft2c(image), 0)
+    np.savez(folder / "measured.npz", kspace=kspace.numpy())
+    return folder
+
+
+def times(out):
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/config.json")}
+
+
+def rows(out):
+    return list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+
+
+def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors):
+    run = ["--data", "scans", "--out", "out", *SAMPLER]
+    demo(*run, cwd=tmp_path, priors=priors)
+    out = tmp_path / "out"
+    assert names(out) == {"heart0", "heart1", "heart2", "measured", "metrics.csv", "metrics.md"}
+    assert {row["scan"] for row in rows(out)} == {"heart0", "heart1", "heart2"}  # measured has no reference
+    alone = ["--data", "scans/heart1.npy", "--out", "alone", *SAMPLER]
+    demo(*alone, cwd=tmp_path, priors=priors)
+    one, other = (np.load(tmp_path / folder / "reconstruction.npy") for folder in ("alone", "out/heart1"))
+    assert np.array_equal(one, other)
+
+    before, table = times(out), (out / "metrics.csv").read_text()
+    shutil.rmtree(out / "heart1")
+    (out / "metrics.csv").unlink()
+    done = demo(*run, cwd=tmp_path, priors=priors)
+    assert done.stdout.count("done before") == 3
+    after = times(out)
+    assert {name for name in before if before[name] != after[name]} == {"heart1"}
+    strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(text.splitlines())]
+             for text in (table, (out / "metrics.csv").read_text())]  # fmt: skip
+    assert strip[0] == strip[1]
+
+    # another setting, another scan
+    np.save(scans / "heart2.npy", make_phantom(4, 64, 9).numpy())
+    done = demo(*run, "--config.sampling.snr=0.1", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "4 of 4 scans left out")
+    assert "another sampling.snr;" in done.stderr and "another sampling.snr, scan_sha256;" in done.stderr
+    done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "1 of 4 scans left out") and times(out) == after
+    demo(*run, "--overwrite", cwd=tmp_path, priors=priors)
+    assert all(times(out)[name] > after[name] for name in after)
+
+
+def test_bad_scans_are_left_out_and_told(scans, tmp_path, priors):
+    (scans / "broken.mat").write_bytes(b"no scan")
+    nan = make_phantom(4, 64, 1).numpy()
+    nan[0, 0, 0] = np.nan
+    np.save(scans / "heart0.npy", nan)
+    run = ["--data", "scans/[bh]*", "--out", "out", *SAMPLER]
+    done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "2 of 4 scans left out")
+    assert names(tmp_path / "out") == {"heart1", "heart2", "metrics.csv", "metrics.md"}
+    shutil.rmtree(tmp_path / "out" / "heart1")
+    (tmp_path / "out" / "heart1").mkdir()
+    (tmp_path / "out" / "heart1" / "notes.txt").write_text("mine")
+    done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "heart1 holds no reconstruction")
+    assert names(tmp_path / "out" / "heart1") == {"notes.txt"}
+
+
+def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
+    (scans / "broken.mat").write_bytes(b"no scan")  # the process that meets it waits for the other
+    checkpoints = ["--checkpoint_global", str(priors[0]), "--checkpoint_local", str(priors[1])]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+               str(ROOT / "PCsampling_demo_svd.py"), *TINY, *checkpoints, *SAMPLER]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def torchrun(*arguments):
+        return subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    done = torchrun("--data", "scans", "--out", "out")
+    assert done.returncode != 0 and "1 of 5 scans left out" in done.stderr
+    out = tmp_path / "out"
+    assert names(out) == {"heart0", "heart1", "heart2", "measured", "metrics.csv", "metrics.md"}
+    assert {row["scan"] for row in rows(out)} == {"heart0", "heart1", "heart2"}
+    for scan in ("heart0", "heart1", "heart2", "measured"):
+        assert done.stdout.count(f"{scan}: ") - done.stdout.count(f"{scan}: done before") == 1
+    (scans / "broken.mat").unlink()
+    assert torchrun("--data", "scans", "--out", "out").returncode == 0
+    assert "give --data and --out" in torchrun("--data", "scans").stderr
+    assert "give --data and --out" in torchrun("--data", "scans/heart0.npy", "--out", "one").stderr
+
+
+def test_a_killed_process_leaves_no_claim_and_no_half_folder(scans, tmp_path, priors):
+    checkpoints = ["--checkpoint_global", str(priors[0]), "--checkpoint_local", str(priors[1])]
+    arguments = [*TINY, *checkpoints, *SAMPLER, "--data", "scans", "--out", "out"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    program = [sys.executable, str(ROOT / "PCsampling_demo_svd.py"), *arguments]
+    process = subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)  # fmt: skip
+    while not list((tmp_path / "out").glob("heart0")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = times(tmp_path / "out")
+    assert "heart0" in finished and len(finished) < 4
+    demo("--data", "scans", "--out", "out", *SAMPLER, cwd=tmp_path, priors=priors)
+    after = times(tmp_path / "out")
+    assert len(after) == 4 and all(after[name] == finished[name] for name in finished)
+    record = json.loads((tmp_path / "out" / "measured" / "config.json").read_text())
+    assert len(record["request"]["checkpoints_sha256"]) == 2
+
+
+def test_flags_for_one_scan(scans, tmp_path, priors):
+    done = demo("--data", "scans", "--reference", "scans/heart0.npy", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "belongs to one scan")
+    done = demo("--data", "none/*.mat", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "none/*.mat holds no scan")
+
+
+def test_patterns_of_scans(scans, tmp_path):
+    assert [path.name for path in scan_files(scans / "heart[01]*")] == ["heart0.npy", "heart1.npy"]
+    for place in ("first", "second"):
+        (tmp_path / place).mkdir()
+        shutil.copy(scans / "heart0.npy", tmp_path / place / "heart0.npy")
+    with pytest.raises(InputError, match=r"share one folder of results"):
+        scan_files(tmp_path / "*" / "heart0.npy")
+
+
+def test_a_new_folder_appears_with_all_its_files(tmp_path):
+    with atomic_folder(tmp_path / "new") as folder:
+        (folder / "a").write_text("a")
+        assert not (tmp_path / "new").exists()
+    assert names(tmp_path / "new") == {"a"} and (tmp_path / "new").stat().st_mode & 0o500 == 0o500
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "other") as folder:
+        raise RuntimeError
+    with atomic_folder(tmp_path / "new") as folder:
+        (folder / "b").write_text("b")
+    assert names(tmp_path / "new") == {"a", "b"} and names(tmp_path) == {"new"}
