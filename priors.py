@@ -13,6 +13,7 @@ from models.precision import Score, compiled, in_precision
 from mri.fourier import fft2c, ifft2c
 from mri.weighting import KspaceWeight, from_channels, to_channels
 from utils.errors import InputError
+from utils.memory import within_memory
 
 Tensor = torch.Tensor
 
@@ -60,15 +61,25 @@ class Prior:
         """∇ log p_σ of frames: real `(frames, 2, height, width)`, of x the same and its context channels.
 
         Sizes that the network cannot halve often enough are mirrored at the edge for the pass.
+
+        Raises
+        ------
+        InputError
+            when the memory does not hold `batch_size` frames, with the number that it holds.
         """
         height, width = x.shape[-2:]
         divisor = self.network.divisor
         bottom, right = -height % divisor, -width % divisor
         padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
+        levels = torch.full((len(x),), sigma, device=x.device)
         run = self.network if self.run is None else self.run
-        scores = [
-            run(chunk, torch.full((len(chunk),), sigma, device=x.device)) for chunk in padded.split(self.batch_size)
-        ]
+        parts = list(zip(padded.split(self.batch_size), levels.split(self.batch_size), strict=True))
+        scores = within_memory(
+            lambda: [run(*part) for part in parts],
+            lambda count: self.network(padded[:count], levels[:count]),
+            len(parts[0][0]),
+            lambda count: f"give --config.sampling.batch_size={count}",
+        )
         return torch.cat(scores)[..., :height, :width]
 
 

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from signal import SIGTERM, signal
 
@@ -24,11 +25,12 @@ from models import create_model
 from models.checkpoint import load_model, save_model
 from models.context import Context
 from models.ncsnpp import NCSNpp
-from models.precision import PRECISIONS, in_precision
+from models.precision import PRECISIONS, Score, in_precision
 from objectives import Objective, loader_workers
 from utils.arguments import command_line
 from utils.errors import InputError
 from utils.files import atomic_path
+from utils.memory import within_memory
 from utils.processes import ALONE, Processes
 
 Tensor = torch.Tensor
@@ -243,15 +245,32 @@ class Training:
         for number, part in enumerate(parts, 1):
             together = self.among.count == 1 or number == len(parts)
             with contextlib.nullcontext() if together else self.parallel.no_sync():
-                share = self.objective.loss(self.score, part) / size
-                (share * self.among.count).backward()  # gradients are averaged, losses are shares of a sum
-                loss += share.item()
+                loss += self._add_gradient(part, size)
         norm = optimize(self.optimizer, self.parameters, self.config.optim, self.step, settings.n_iters)
         self.ema.update(self.parameters)
         (loss,) = self.among.total(loss)
         if not np.isfinite(loss):
             raise InputError(f"the loss of {self.name} is not finite at step {self.step}; lower optim.lr.")
         return loss, norm, stop > 0
+
+    def _add_gradient(self, part: tuple[Tensor, ...], size: float) -> float:
+        """The share of a loss and, in the gradients, its own; told what fits when the memory does not hold it."""
+
+        def backward(score: Score, part: tuple[Tensor, ...]) -> float:
+            share = self.objective.loss(score, part) / size
+            (share * self.among.count).backward()  # gradients are averaged, losses are shares of a sum
+            return share.item()
+
+        def attempt(count: int) -> None:
+            backward(in_precision(self.network, self.config.training.precision, self.device),
+                     type(part)(*(tensor[:count] for tensor in part)))  # fmt: skip
+
+        def mend(count: int) -> str:
+            parts = self.config.training.accumulation * -(-len(part[0]) // count)
+            return f"the same training in smaller parts is --config.training.accumulation={parts}"
+
+        frames = self.objective.frames_per_draw
+        return within_memory(partial(backward, self.score, part), attempt, len(part[0]), mend, frames)
 
     def _snapshots(self, resume_from: Path, last: bool) -> None:
         settings = self.config.training

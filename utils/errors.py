@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
@@ -25,6 +26,10 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         job()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        words = str(error).split(". ")[0]
+        print(f"error: the GPU's memory is full ({words}); free it, or take a smaller scan or network.", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # some libraries raise it with words only
