@@ -29,7 +29,7 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         words = str(error).split(". ")[0]
-        print(f"error: the GPU's memory is full ({words}); free it, or take a smaller scan or network.", file=sys.stderr)
+        print(f"error: the GPU's memory is full ({words}); free it, or take a smaller scan.", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # some libraries raise it with words only
