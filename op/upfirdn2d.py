@@ -119,6 +119,11 @@ def _filter_up(x: Tensor, kernel: Tensor, up: int, pads: tuple[Padding, Padding]
     Unpadded, the transposed convolution returns every overlap of kernel and image, `(n - 1) * up + taps`
     samples. Sample m of the wanted result is its sample `m + taps - 1 - pad[0]`.
     """
+    short = x.dtype in (torch.float16, torch.bfloat16)
+    if x.device.type == "cpu" and (short or torch.is_autocast_enabled("cpu")):
+        # PyTorch's transposed convolution by channel is ten times slower in short floats than in float32 there
+        with torch.autocast("cpu", enabled=False):
+            return _filter_up(x.float(), kernel.float(), up, pads).to(x.dtype)
     channels = x.shape[1]
     crops = [(taps - 1 - pad[0], taps - up - pad[1]) for taps, pad in zip(kernel.shape, pads, strict=True)]
     shared = [max(min(crop), 0) for crop in crops]
