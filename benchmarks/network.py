@@ -1,4 +1,4 @@
-"""Network passes, every form side by side: `python -m benchmarks.network [--device cuda --networks published] --out DIR`.
+"""Network passes, every form side by side: `python -m benchmarks.network [--networks published …] --out DIR`.
 
 A case is a network, an image size, a batch, and a forward pass or one with its gradients. The forms of a case take
 turns in one process, and a ratio is the median over the rounds of two neighbouring times, so that a busy machine slows
@@ -37,10 +37,14 @@ from utils.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
 
-NETWORKS = {"published": SIAT_kdata_ncsnpp.get_config, "small": cpu_demo.get_config, "synthetic": synthetic.get_config}
+NETWORKS = {
+    "published": SIAT_kdata_ncsnpp.get_config,
+    "small": cpu_demo.get_config,
+    "synthetic": synthetic.get_config,
+}
 MODES = ("forward", "training")  # training: with gradients of all weights, without the optimizer
-COLUMNS = ("network", "size", "batch", "mode", "form", "precision", "seconds", "frames_per_s", "ratio", "ratio_to_plain",
-           "peak_mib", "tflop_per_s", "share", "note")  # fmt: skip
+COLUMNS = ("network", "size", "batch", "mode", "form", "precision", "seconds", "frames_per_s", "ratio",
+           "ratio_to_plain", "peak_mib", "tflop_per_s", "share", "note")  # fmt: skip
 LEAST_SECONDS = 0.02  # of a timing: shorter passes are repeated
 
 

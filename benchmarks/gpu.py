@@ -1,0 +1,323 @@
+"""The parts of `benchmarks/gpu.sh` that no other benchmark has: `python -m benchmarks.gpu PART FOLDER [--small]`.
+
+PART is `parity`, `reconstruction`, `training` or `scenes`; each writes FOLDER/PART.json. `collect` then makes one JSON
+and one Markdown file of all that the script's steps left in FOLDER.
+"""
+
+import argparse
+import csv
+import json
+import math
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import ml_collections
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import run_lib
+from benchmarks.network import build, peak_of
+from benchmarks.speed import embedded_scan
+from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, synthetic
+from models.convert import fixture_error, load_fixture
+from models.ncsnpp import NCSNpp
+from models.precision import compiled, in_precision
+from mri.scenes import make_scene
+from mri.weighting import KspaceWeight
+from op.dispatch import forced
+from priors import Prior
+from sampling import reconstruct
+from utils.errors import InputError, exit_on_input_error
+from utils.files import atomic_path
+from utils.memory import is_out_of_memory
+from utils.tables import markdown
+
+Tensor = torch.Tensor
+
+FIXTURES = ("ncsnpp_small.npz", "ncsnpp_tiny_centered.npz")  # of GLDM_SHARED/parity
+LARGEST_ERROR = 1e-3  # of scores in float32 without TF32, relative to the largest
+WAYS = (("fp32", False), ("bf16", False), ("bf16", True))  # precision, compiled
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def published_config(small: bool) -> ml_collections.ConfigDict:
+    """The published configuration; with `small` one that a CPU runs in seconds."""
+    config = SIAT_kdata_ncsnpp.get_config()
+    if small:
+        config.data.image_size, config.data.frames = 64, 4
+        config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1, 2), 1
+        config.training.batch_size = 2
+    config.data.phantoms = 2
+    return config
+
+
+# ------------------------------------------------------------------------------------------------- parts
+
+
+def parity(small: bool) -> Iterator[dict]:
+    """Scores on the device against the same network on the CPU in plain float32, and against published scores."""
+    forms = [("native", "fp32", False), ("native", "bf16", False)]
+    if device().type == "cuda":
+        forms += [("triton", "fp32", False), ("triton", "bf16", False)]
+    yield from network_parity("small" if small else "published", 64 if small else 96, forms)
+    if not small:  # compiling the published network takes minutes
+        yield from network_parity("small", 96, [("native", "fp32", True), ("triton", "fp32", True)])
+    yield from fixture_parity()
+
+
+def network_parity(name: str, size: int, forms: list[tuple[str, str, bool]]) -> Iterator[dict]:
+    """A random network in several forms: GLDM_OPS, precision, compiled."""
+    network, batch = build(name, size).eval(), 2
+    x, sigma = torch.randn(batch, 2, size, size), torch.linspace(0.1, 1, batch)
+    with torch.no_grad(), forced("native"):
+        expected = network(x, sigma)
+    network = network.to(device(), memory_format=torch.channels_last)
+    x, sigma = x.to(device(), memory_format=torch.channels_last), sigma.to(device())
+    for operations, precision, compile in forms:
+        for tf32 in (False, True) if device().type == "cuda" and precision == "fp32" and not compile else (False,):
+            torch.backends.cudnn.allow_tf32 = tf32
+            score = in_precision(compiled(network, device()) if compile else network, precision, device())
+            with torch.no_grad(), forced(operations):
+                error = (score(x, sigma).cpu() - expected).abs().max() / expected.abs().max()
+            yield {"what": f"{name} network against the CPU", "operations": operations, "precision": precision,
+                   "compiled": compile, "tf32": tf32, "max_relative_error": error.item()}  # fmt: skip
+            torch.backends.cudnn.allow_tf32 = True
+
+
+def fixture_parity() -> Iterator[dict]:
+    """The networks whose scores the published code computed."""
+    torch.backends.cudnn.allow_tf32 = False
+    folder = os.environ.get("GLDM_SHARED")
+    for fixture in FIXTURES if folder else ():
+        network, tensors = load_fixture(Path(folder) / "parity" / fixture)
+        network = network.to(device(), memory_format=torch.channels_last)
+        tensors = {key: tensor.to(device()) for key, tensor in tensors.items()}
+        for operations in ("native", "triton") if device().type == "cuda" else ("native",):
+            with forced(operations):
+                error = fixture_error(network, tensors)
+            yield {"what": f"published scores, {fixture}", "operations": operations, "precision": "fp32",
+                   "compiled": False, "tf32": False, "max_relative_error": error}  # fmt: skip
+    if not folder:
+        yield {"what": "published scores: left out, GLDM_SHARED does not name the folder of parity/"}
+    torch.backends.cudnn.allow_tf32 = True
+
+
+def random_priors(
+    config: ml_collections.ConfigDict, precision: str = "fp32", compile: bool = False, sign: int = 1
+) -> tuple[Prior, Prior]:
+    """GM and LM of random weights, which take the time of trained ones; `sign` of what they say."""
+
+    def prior(role: str, seed: int) -> Prior:
+        torch.manual_seed(seed)
+        fields = {k: v for k, v in config.model.items() if k != "ema_rate"}
+        network = NCSNpp(image_size=config.data.image_size, num_channels=2, **{**fields, "init_scale": 1.0})
+        network = network.to(device(), memory_format=torch.channels_last).eval().requires_grad_(False)
+        plain = in_precision(compiled(network, device()) if compile else network, precision, device())
+
+        def run(x: Tensor, sigma: Tensor) -> Tensor:
+            return sign * plain(x, sigma)
+
+        weight = KspaceWeight(power=1.0, gain=1.0, data_std=config.weight.data_std)
+        return Prior(network, weight, "random", config.sampling.batch_size, role=role, run=run)
+
+    return prior("global", 0), prior("local", 1)
+
+
+def reconstruction(small: bool) -> Iterator[dict]:
+    """Whole reconstructions: published size and random weights by both samplers, and the shipped priors."""
+    for size in (64,) if small else (96, 192):
+        config = cpu_demo.get_config()
+        config.data.image_size, config.data.frames = size, 5 if small else 16
+        row = {"what": "cascade, shipped priors", "precision": "fp32", "compiled": False}
+        yield from timed(row, config, (None, None))
+    sign, iterations = sign_to_follow(published_config(small)), 2 if small else 10
+    for precision, compile in WAYS[:2] if small else WAYS:  # what compiles comes last
+        for sampler in ("cascade", "published"):
+            config = published_config(small)
+            config.sampling.sampler, config.sampling.iterations = sampler, iterations
+            config.sampling.trust_margin = 0.0
+            full = SIAT_kdata_ncsnpp.get_config().sampling.iterations
+            row = {"what": f"{sampler}, published network at random", "precision": precision, "compiled": compile}
+            yield from timed(row, config, random_priors(config, precision, compile, sign),
+                             full / iterations if sampler == "published" else 1.0)  # fmt: skip
+
+
+def sign_to_follow(config: ml_collections.ConfigDict) -> int:
+    """The sign with which the cascade follows the random priors: one of the two points the right way by chance."""
+    config.sampling.sampler, config.sampling.trust_margin = "cascade", 0.0
+    scan = embedded_scan(config.data.image_size, config.data.frames)
+    result = reconstruct(scan.kspace, scan.mask, *random_priors(config), config, 0, device())
+    return 1 if result.settings["trust"]["sigma"] > 0 else -1
+
+
+def timed(
+    row: dict, config: ml_collections.ConfigDict, priors: tuple[Prior | None, Prior | None], scale: float = 1.0
+) -> Iterator[dict]:
+    """The first run, which compiles, and the second, which counts."""
+    size, frames = config.data.image_size, config.data.frames
+    scan = embedded_scan(size, frames)
+    seconds, results = [], []
+
+    def run() -> None:
+        begun = time.perf_counter()
+        results.append(reconstruct(scan.kspace, scan.mask, *priors, config, 0, device()))
+        seconds.append(time.perf_counter() - begun)  # the result is on the CPU: the device has ended
+
+    row = {**row, "size": size, "frames": frames}
+    try:
+        run()
+        peak = peak_of(run, device())
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        yield {**row, "note": "out of memory"}
+        return
+    row |= {"first_seconds": seconds[0], "seconds": seconds[1], "peak_mib": peak,
+            "passes_per_frame": results[1].settings["passes_per_frame"]}  # fmt: skip
+    if scale > 1:
+        row["note"] = f"{config.sampling.iterations} iterations; all would take {seconds[1] * scale:.3g} s (scaled up)"
+    yield row
+
+
+def training(small: bool) -> Iterator[dict]:
+    """Images a second of `main.py --mode=train`, its data, logs and optimizer included, by its own record."""
+    steps = 4 if small else 40
+    cases = [(published_config(small), precision, compile) for precision, compile in (WAYS[:2] if small else WAYS)]
+    scenes = synthetic.get_config()
+    scenes.training.scenes = 2 if small else 16
+    if small:
+        scenes.data.image_size, scenes.data.frames = 64, 5
+        scenes.model.nf = 8
+    else:
+        scenes.training.batch_size = 32
+    cases += [(scenes, precision, compile) for precision, compile in (WAYS[:1] if small else WAYS)]
+    cases.sort(key=lambda case: case[2])  # what compiles comes last
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (config, precision, compile) in enumerate(cases):
+            config.training.update(
+                {"precision": precision, "compile": compile, "n_iters": steps, "log_freq": max(steps // 4, 1),
+                 "image_freq": 10**9, "snapshot_freq": 10**9, "snapshot_freq_for_preemption": 10**9}
+            )  # fmt: skip
+            workdir = Path(folder) / str(number)
+            run_lib.train(config, workdir, ("global",))
+            log = EventAccumulator(str(workdir / "global" / "tensorboard"))
+            log.Reload()
+            rates = [event.value for event in log.Scalars("images_per_s")]
+            yield {"what": f"training, {config.training.objective}", "size": config.data.image_size,
+                   "batch": config.training.batch_size, "precision": precision, "compiled": compile,
+                   "images_per_s": rates[-1], "last_loss": log.Scalars("loss")[-1].value}  # fmt: skip
+
+
+def scenes(small: bool) -> Iterator[dict]:
+    """Synthetic scenes of 16 frames of 96×96 a second."""
+    count, size = (2, 64) if small else (40, 96)
+    make_scene(16, size, size, 0, device())
+    begun = time.perf_counter()
+    for seed in range(count):
+        last, _ = make_scene(16, size, size, seed, device())
+    last.abs().sum().item()  # waits for the device
+    yield {"what": f"scenes of 16×{size}×{size}", "scenes_per_s": count / (time.perf_counter() - begun)}
+
+
+PARTS = {"parity": parity, "reconstruction": reconstruction, "training": training, "scenes": scenes}
+
+
+# --------------------------------------------------------------------------------------------- collection
+
+
+def machine() -> dict:
+    """What the numbers belong to."""
+    found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(),
+             "card": "none, CPU"}  # fmt: skip
+    for name in ("torch", "triton"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        found |= {"card": properties.name, "memory_gib": round(properties.total_memory / 2**30, 1),
+                  "capability": f"{properties.major}.{properties.minor}", "cuda": torch.version.cuda}  # fmt: skip
+    return found
+
+
+def collect(folder: Path, out: Path) -> None:
+    """`gpu.json` and `gpu.md` in `out`, of steps.tsv, network/network.csv and the parts in `folder`."""
+    with open(folder / "steps.tsv", newline="") as file:
+        steps = list(csv.DictReader(file, delimiter="\t"))
+    for step in steps:
+        log = folder / f"{step['step']}.log"
+        step["end_of_log"] = log.read_text(errors="replace").splitlines()[-12:] if log.is_file() else []
+    record: dict = {"machine": machine(), "steps": steps}
+    for path in sorted(folder.glob("network*/network.csv")):
+        with open(path, newline="") as file:
+            record.setdefault("network", []).extend(csv.DictReader(file))
+    for part in PARTS:
+        if (folder / f"{part}.json").is_file():
+            record[part] = json.loads((folder / f"{part}.json").read_text())
+    with atomic_path(out / "gpu.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
+    with atomic_path(out / "gpu.md") as temporary:
+        temporary.write_text(text_of(record))
+    print(f"{out / 'gpu.json'}\n{out / 'gpu.md'}")
+
+
+def text_of(record: dict) -> str:
+    lines = ["# Measured on a GPU" if "capability" in record["machine"] else "# Tried on a CPU", ""]
+    lines += ["; ".join(f"{name} {value}" for name, value in record["machine"].items()), ""]
+    lines += [table([{k: v for k, v in step.items() if k != "end_of_log"} for step in record["steps"]])]
+    for step in record["steps"]:
+        if step["exit"] != "0":
+            lines += ["", f"End of the log of {step['step']}:", "", "```", *step["end_of_log"], "```"]
+    for part in ("network", *PARTS):
+        if record.get(part):
+            lines += ["", f"## {part}", "", table(record[part])]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: list[dict]) -> str:
+    """Rows of different columns."""
+    columns = tuple(dict.fromkeys(name for row in rows for name in row))
+    shown = [{name: _digits(row.get(name, "")) for name in columns} for row in rows]
+    return markdown(shown, columns)
+
+
+def _digits(value: object) -> object:
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=(*PARTS, "collect"))
+    parser.add_argument("folder", type=Path, help="of what the parts write")
+    parser.add_argument("--out", type=Path, help="collect: folder for gpu.json and gpu.md")
+    parser.add_argument("--small", action="store_true", help="sizes that a CPU runs in seconds")
+    flags = parser.parse_args()
+    if flags.part == "collect":
+        if flags.out is None:
+            raise InputError("collect needs --out, the folder for gpu.json and gpu.md.")
+        collect(flags.folder, flags.out)
+        return
+    rows = []
+    for row in PARTS[flags.part](flags.small):
+        rows.append(row)
+        print(row, flush=True)
+        with atomic_path(flags.folder / f"{flags.part}.json") as temporary:  # what is measured stays
+            temporary.write_text(json.dumps(rows, indent=2) + "\n")
+    wrong = [row for row in rows if row.get("precision") == "fp32" and not row.get("tf32")
+             and row.get("max_relative_error", 0) > LARGEST_ERROR]  # fmt: skip
+    if wrong:
+        raise InputError(f"scores are wrong by more than {LARGEST_ERROR} of the largest: {wrong[0]}; do not use them.")
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
