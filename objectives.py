@@ -4,7 +4,9 @@ An objective draws its batches, gives the loss of a network on one, and says wha
 a reconstruction can use the network.
 """
 
+import math
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,19 +200,25 @@ def make_objective(
         count = len(scenes)
     if name == "global":
         return Completion(config, scenes, count, name)
-    # another GM makes others
-    advanced = SceneFile(folder / f"{scenes.path.stem}_after_{sha256(path)[:12]}.npy")
+    advanced = advanced_file(scenes, path)
     prior = load_prior(path, among.device)
     among.first_before_others(lambda: advance_scenes(scenes, advanced, count, prior, among.device))
     return Completion(config, advanced, count, name)
 
 
-def draw_scenes(scenes: SceneFile, count: int, size: int, workers: int) -> None:
-    """Add synthetic scenes to `scenes` until it has `count`, drawn by `workers` processes (0: this one)."""
+def draw_scenes(
+    scenes: SceneFile, count: int, size: int, workers: int, deadline: float = math.inf
+) -> None:
+    """Add synthetic scenes to `scenes` until it has `count`, drawn by `workers` processes (0: this one).
+
+    No further one after `deadline`, in seconds of `time.monotonic`, but one in any case.
+    """
     numbers = range(len(scenes) + 1, count + 1)
     loader = DataLoader(_Drawn(numbers, size), batch_size=None, num_workers=workers)
     for scene in tqdm(loader, desc="scenes", unit="scene", disable=not numbers):
         scenes.append(scene)
+        if time.monotonic() > deadline:
+            break
 
 
 def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
@@ -236,11 +244,28 @@ def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
     return SceneFile(path)
 
 
-def advance_scenes(scenes: SceneFile, advanced: SceneFile, count: int, prior: Prior, device: torch.device) -> None:
-    """Add to `advanced` what `prior` makes of the first `count` of `scenes`, as far as it is not there."""
+def advanced_file(scenes: SceneFile, path: Path) -> SceneFile:
+    """Where what the GM of the file `path` makes of `scenes` is: another GM makes others."""
+    return SceneFile(scenes.path.with_name(f"{scenes.path.stem}_after_{sha256(path)[:12]}.npy"))
+
+
+def advance_scenes(
+    scenes: SceneFile,
+    advanced: SceneFile,
+    count: int,
+    prior: Prior,
+    device: torch.device,
+    deadline: float = math.inf,
+) -> None:
+    """Add to `advanced` what `prior` makes of the first `count` of `scenes`, as far as it is not there.
+
+    `deadline` as of `draw_scenes`.
+    """
     numbers = range(len(advanced), count)
     for number in tqdm(numbers, desc="scenes after GM", unit="scene", disable=not numbers):
         advanced.append(advance_scene(scenes[number], prior, device))
+        if time.monotonic() > deadline:
+            break
 
 
 @dataclass(frozen=True)

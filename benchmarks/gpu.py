@@ -209,12 +209,17 @@ def training(small: bool) -> Iterator[dict]:
             )  # fmt: skip
             workdir = Path(folder) / str(number)
             run_lib.train(config, workdir, ("global",))
-            log = EventAccumulator(str(workdir / "global" / "tensorboard"))
-            log.Reload()
-            rates = [event.value for event in log.Scalars("images_per_s")]
+            rate, loss = (logged(workdir / "global", name)[-1] for name in ("images_per_s", "loss"))
             yield {"what": f"training, {config.training.objective}", "size": config.data.image_size,
                    "batch": config.training.batch_size, "precision": precision, "compiled": compile,
-                   "images_per_s": rates[-1], "last_loss": log.Scalars("loss")[-1].value}  # fmt: skip
+                   "images_per_s": rate, "last_loss": loss}  # fmt: skip
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """A scalar of a training's log in TensorBoard."""
+    log = EventAccumulator(str(folder / "tensorboard"))
+    log.Reload()
+    return [event.value for event in log.Scalars(name)]
 
 
 def scenes(small: bool) -> Iterator[dict]:
