@@ -319,7 +319,10 @@ IMPORTS = """
 import sys
 started = []
 events = {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork"}
-sys.addaudithook(lambda event, arguments: started.append((event, arguments)) if event in events else None)
+def hook(event, arguments):
+    if event in events and arguments[0] != "uname":  # with which Python itself asks for the kind of processor
+        started.append((event, arguments))
+sys.addaudithook(hook)
 import torch.distributed, torch.utils.tensorboard, matplotlib.pyplot, scipy.io, skimage.metrics, imageio, h5py
 # what those start is theirs
 before = len(started)
