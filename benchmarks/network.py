@@ -26,7 +26,7 @@ from benchmarks.scores import write_record
 from benchmarks.speed import peak_mib, seconds_of
 from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, synthetic
 from models import create_model
-from models.context import Context
+from models.context import Context, neighbours
 from models.ncsnpp import NCSNpp
 from models.precision import PRECISIONS, Score, compiled, in_precision
 from op.dispatch import forced
@@ -92,16 +92,16 @@ def flops(case: Case) -> float:
     with FakeTensorMode(), FlopCounterMode(display=False) as counter, forced("native"):
         network = build(case.network, case.size)
         x = torch.empty(case.batch, network.in_channels, case.size, case.size)
-        run_pass(network, x, torch.empty(case.batch), case.mode)
+        run_pass(network, x, torch.empty(case.batch), neighbours(case.batch, True), case.mode)
     return counter.get_total_flops()
 
 
-def run_pass(score: Score, x: Tensor, sigma: Tensor, mode: str) -> None:
+def run_pass(score: Score, x: Tensor, sigma: Tensor, near: Tensor, mode: str) -> None:
     if mode == "forward":
         with torch.no_grad():
-            score(x, sigma)
+            score(x, sigma, near)
     else:
-        score(x, sigma).square().mean().backward()
+        score(x, sigma, near).square().mean().backward()
 
 
 def matrix_rate(precision: str, device: torch.device, repeats: int = 5) -> float:
@@ -150,13 +150,13 @@ class Contender:
         self.network = copy.deepcopy(network).to(device, memory_format=layout)
         self.network.requires_grad_(case.mode == "training").train(case.mode == "training")
         x = torch.randn(case.batch, network.in_channels, case.size, case.size, device=device).to(memory_format=layout)
-        sigma = torch.ones(case.batch, device=device)
+        sigma, near = torch.ones(case.batch, device=device), neighbours(case.batch, True, device)
         score = self.network
         if self.form.compile:
             # the training step compiles without CUDA graphs, as training.py does
             score = compiled(score, device) if case.mode == "forward" else torch.compile(score, dynamic=False)
         score = in_precision(score, precision, device)
-        self.step = synchronised(lambda: run_pass(score, x, sigma, case.mode), device)
+        self.step = synchronised(lambda: run_pass(score, x, sigma, near, case.mode), device)
         self.repeats = 1
 
     def __call__(self) -> None:

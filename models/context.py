@@ -64,7 +64,7 @@ class Context:
         self,
         image: Tensor,
         mask: Tensor,
-        sigma: float,
+        sigma: float | Tensor,
         periodic: bool = False,
         frames: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
@@ -103,6 +103,12 @@ class Context:
         if not parts:
             return torch.zeros(len(chosen), 0, *image.shape[1:], device=image.device)
         return torch.cat([to_channels(part) for part in parts], dim=1)
+
+
+def neighbours(count: int, periodic: bool, device: torch.device | str = "cpu") -> Tensor:
+    """Index of the frame before and after each of a scan: `(2, count)`; beyond its ends a frame itself stands in."""
+    index = torch.arange(count, device=device)
+    return torch.stack([_at(index - 1, count, periodic), _at(index + 1, count, periodic)])
 
 
 def _limited(x: Tensor) -> Tensor:

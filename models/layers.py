@@ -61,9 +61,9 @@ def conv3x3(channels_in: int, channels_out: int, scale: float = 1.0) -> nn.Conv2
     return _initialise(nn.Conv2d(channels_in, channels_out, 3, padding=1), scale)
 
 
-def conv1x1(channels_in: int, channels_out: int) -> nn.Conv2d:
+def conv1x1(channels_in: int, channels_out: int, scale: float = 1.0) -> nn.Conv2d:
     """1×1 convolution."""
-    return _initialise(nn.Conv2d(channels_in, channels_out, 1))
+    return _initialise(nn.Conv2d(channels_in, channels_out, 1), scale)
 
 
 def linear(features_in: int, features_out: int, scale: float = 1.0) -> nn.Linear:
@@ -230,6 +230,22 @@ class AttentionBlock(nn.Module):
         h = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
         h = self.out(h)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
         return join(x, h, self.rescale)
+
+
+class TemporalBlock(nn.Module):
+    """Adds to every frame what its own features and those of the frames before and after it tell, pixel by pixel."""
+
+    def __init__(self, channels: int, act: Activation, init_scale: float) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.conv = conv1x1(3 * channels, channels, init_scale)
+        self.act = act
+
+    def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
+        """`(frames, channels, H, W)` → the same; `neighbours` `(2, frames)`: index of the frame before and after."""
+        h = normalised(self.norm, x, self.act)
+        # not divided by √2: added to a network that was trained without it, it begins as the identity
+        return x + self.conv(torch.cat([h[neighbours[0]], h, h[neighbours[1]]], dim=1))
 
 
 class PyramidInput(nn.Module):

@@ -22,6 +22,7 @@ from models.layers import (
     PositionalFeatures,
     PyramidInput,
     ResidualBlock,
+    TemporalBlock,
     Upsample,
     activation,
     conv3x3,
@@ -42,12 +43,13 @@ SUPPORTED = {
 
 
 class DownLevel(nn.Module):
-    """One resolution on the way down: residual blocks, each with attention or none, then halving."""
+    """One resolution on the way down: residual blocks, each with attention or none, a look in time, then halving."""
 
     def __init__(
         self,
         blocks: list[ResidualBlock],
         attention: list[AttentionBlock],
+        temporal: TemporalBlock | None,
         down: ResidualBlock | None,
         pyramid_down: Downsample | None,
         pyramid_input: PyramidInput | None,
@@ -55,12 +57,13 @@ class DownLevel(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = nn.ModuleList(attention)
+        self.temporal = temporal
         self.down = down
         self.pyramid_down = pyramid_down
         self.pyramid_input = pyramid_input
 
     def forward(
-        self, h: Tensor, pyramid: Tensor, noise: Tensor | None
+        self, h: Tensor, pyramid: Tensor, noise: Tensor | None, neighbours: Tensor | None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Features and input pyramid of the next level, and the features to keep for the way up."""
         skips = []
@@ -68,6 +71,8 @@ class DownLevel(nn.Module):
             h = block(h, noise)
             if self.attention:
                 h = self.attention[i](h)
+            if self.temporal is not None and i + 1 == len(self.blocks):
+                h = self.temporal(h, neighbours)
             skips.append(h)
         if self.down is not None:
             h = self.down(h, noise)
@@ -79,25 +84,36 @@ class DownLevel(nn.Module):
 
 
 class Middle(nn.Module):
-    """Between the ways down and up: block, attention, block."""
+    """Between the ways down and up: block, attention, a look in time, block."""
 
-    def __init__(self, block_in: ResidualBlock, attention: AttentionBlock, block_out: ResidualBlock) -> None:
+    def __init__(
+        self,
+        block_in: ResidualBlock,
+        attention: AttentionBlock,
+        temporal: TemporalBlock | None,
+        block_out: ResidualBlock,
+    ) -> None:
         super().__init__()
         self.block_in = block_in
         self.attention = attention
+        self.temporal = temporal
         self.block_out = block_out
 
-    def forward(self, h: Tensor, noise: Tensor | None) -> Tensor:
-        return self.block_out(self.attention(self.block_in(h, noise)), noise)
+    def forward(self, h: Tensor, noise: Tensor | None, neighbours: Tensor | None) -> Tensor:
+        h = self.attention(self.block_in(h, noise))
+        if self.temporal is not None:
+            h = self.temporal(h, neighbours)
+        return self.block_out(h, noise)
 
 
 class UpLevel(nn.Module):
-    """One resolution on the way up: residual blocks on the kept features, attention, output, doubling."""
+    """One resolution on the way up: blocks on the kept features, attention, a look in time, output, doubling."""
 
     def __init__(
         self,
         blocks: list[ResidualBlock],
         attention: AttentionBlock | None,
+        temporal: TemporalBlock | None,
         pyramid_up: Upsample | None,
         head: OutputHead | None,
         up: ResidualBlock | None,
@@ -105,18 +121,26 @@ class UpLevel(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.attention = attention
+        self.temporal = temporal
         self.pyramid_up = pyramid_up
         self.head = head
         self.up = up
 
     def forward(
-        self, h: Tensor, skips: list[Tensor], pyramid: Tensor | None, noise: Tensor | None
+        self,
+        h: Tensor,
+        skips: list[Tensor],
+        pyramid: Tensor | None,
+        noise: Tensor | None,
+        neighbours: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Features and output pyramid of the next level; takes its kept features off the end of `skips`."""
         for block in self.blocks:
             h = block(torch.cat([h, skips.pop()], dim=1), noise)
         if self.attention is not None:
             h = self.attention(h)
+        if self.temporal is not None:
+            h = self.temporal(h, neighbours)
         if self.head is not None:
             out = self.head(h)
             pyramid = out if pyramid is None else self.pyramid_up(pyramid) + out
@@ -142,6 +166,8 @@ class NCSNpp(nn.Module):
     patch
         The network works on `patch`×`patch` pixels as channels of one: a quarter of the time at 2, for detail that
         a residual of an image does not need. 1 is the published network.
+    temporal
+        Every level, and the middle, also sees the frames before and after: x is then a whole scan, or several.
     centered
         False maps x to 2x − 1 first, as published weights need.
     nf
@@ -195,6 +221,7 @@ class NCSNpp(nn.Module):
         num_channels: int = 2,
         in_channels: int | None = None,
         patch: int = 1,
+        temporal: bool = False,
         centered: bool = False,
         nf: int = 128,
         ch_mult: Sequence[int] = (1, 1, 2, 2, 2, 2, 2),
@@ -239,17 +266,26 @@ class NCSNpp(nn.Module):
         block = partial(ResidualBlock, noise_size=4 * nf, act=act, dropout=dropout,
                         rescale=skip_rescale, init_scale=init_scale)
         attention = partial(AttentionBlock, rescale=skip_rescale, init_scale=init_scale)
+
+        def in_time(channels: int) -> TemporalBlock | None:
+            return TemporalBlock(channels, act, init_scale) if temporal else None
+
         head = partial(OutputHead, channels_out=num_channels, act=act, init_scale=init_scale)
 
         self.conv_in = conv3x3(channels_in, nf)
-        self.down, skip_channels = self._build_down(block, attention)
+        self.down, skip_channels = self._build_down(block, attention, in_time)
         channels = skip_channels[-1]
-        self.middle = Middle(block(channels, channels), attention(channels), block(channels, channels))
-        self.up = self._build_up(block, attention, head, skip_channels)
+        self.middle = Middle(
+            block(channels, channels), attention(channels), in_time(channels), block(channels, channels)
+        )
+        self.up = self._build_up(block, attention, in_time, head, skip_channels)
         self.head = head(nf * ch_mult[0]) if progressive == "none" else None
 
     def _build_down(
-        self, block: Callable[..., ResidualBlock], attention: Callable[[int], AttentionBlock]
+        self,
+        block: Callable[..., ResidualBlock],
+        attention: Callable[[int], AttentionBlock],
+        in_time: Callable[[int], TemporalBlock | None],
     ) -> tuple[nn.ModuleList, list[int]]:
         """The levels on the way down, and the channels of every feature image kept for the way up."""
         config = self.config
@@ -269,13 +305,14 @@ class NCSNpp(nn.Module):
                     pyramid_input = PyramidInput(self.in_channels * config["patch"] ** 2, width, concatenate)
                     channels = 2 * width if concatenate else width
                 kept.append(channels)
-            levels.append(DownLevel(blocks, attend, down, pyramid_down, pyramid_input))
+            levels.append(DownLevel(blocks, attend, in_time(width), down, pyramid_down, pyramid_input))
         return levels, kept
 
     def _build_up(
         self,
         block: Callable[..., ResidualBlock],
         attention: Callable[[int], AttentionBlock],
+        in_time: Callable[[int], TemporalBlock | None],
         head: Callable[[int], OutputHead],
         kept: list[int],
     ) -> nn.ModuleList:
@@ -293,6 +330,7 @@ class NCSNpp(nn.Module):
             levels.append(UpLevel(
                 blocks,
                 attention(width) if self._attends(i) else None,
+                in_time(width),
                 Upsample(config["fir_kernel"]) if output_skip and i < coarsest else None,
                 head(width) if output_skip else None,
                 block(width, width, resample=Upsample(config["fir_kernel"])) if i > 0 else None,
@@ -311,7 +349,7 @@ class NCSNpp(nn.Module):
         place = torch.log(top / sigma.double()) / math.log(top / bottom) * (self.config["num_scales"] - 1)
         return place.to(sigma.dtype)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, neighbours: Tensor | None = None) -> Tensor:
         """Score of noisy images.
 
         Parameters
@@ -320,6 +358,9 @@ class NCSNpp(nn.Module):
             `(batch, in_channels, height, width)`, height and width divisible by `patch · 2**(levels - 1)`.
         sigma
             `(batch,)`, the noise level σ itself.
+        neighbours
+            `(2, batch)`, index of the frame before and after each (see `models.context.neighbours`); a temporal
+            network needs them, another does not look at them.
 
         Returns
         -------
@@ -330,11 +371,13 @@ class NCSNpp(nn.Module):
         InputError
             When a shape does not fit.
         """
-        return self.score(x, self.noise_value(sigma), sigma)
+        return self.score(x, self.noise_value(sigma), sigma, neighbours)
 
-    def score(self, x: Tensor, noise_value: Tensor, sigma: Tensor) -> Tensor:
+    def score(
+        self, x: Tensor, noise_value: Tensor, sigma: Tensor, neighbours: Tensor | None = None
+    ) -> Tensor:
         """`forward` with the embedded number and the divisor given apart, as discrete-time weights need."""
-        self._check_input(x, sigma)
+        self._check_input(x, sigma, neighbours)
         noise = None if self.embedding is None else self.embedding(self.features(noise_value))
         if not self.config["centered"]:
             x = 2 * x - 1
@@ -344,19 +387,19 @@ class NCSNpp(nn.Module):
         h = self.conv_in(x)
         skips, pyramid = [h], x
         for level in self.down:
-            h, pyramid, kept = level(h, pyramid, noise)
+            h, pyramid, kept = level(h, pyramid, noise, neighbours)
             skips += kept
-        h = self.middle(h, noise)
+        h = self.middle(h, noise, neighbours)
         out = None
         for level in self.up:
-            h, out = level(h, skips, out, noise)
+            h, out = level(h, skips, out, noise, neighbours)
         if self.head is not None:
             out = self.head(h)
         if patch > 1:
             out = pixel_shuffle(out, patch)
         return divide_by_sigma(out, sigma) if self.config["scale_by_sigma"] else out
 
-    def _check_input(self, x: Tensor, sigma: Tensor) -> None:
+    def _check_input(self, x: Tensor, sigma: Tensor, neighbours: Tensor | None) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise InputError(
                 f"The network takes (batch, {self.in_channels}, height, width), not {tuple(x.shape)}."
@@ -364,6 +407,11 @@ class NCSNpp(nn.Module):
         if sigma.shape != x.shape[:1]:
             raise InputError(
                 f"The network takes one noise level an image, ({len(x)},), not {tuple(sigma.shape)}."
+            )
+        if self.config["temporal"] and (neighbours is None or neighbours.shape != (2, len(x))):
+            raise InputError(
+                f"A temporal network takes the neighbours of every frame, (2, {len(x)}), not "
+                f"{None if neighbours is None else tuple(neighbours.shape)}."
             )
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise InputError(

@@ -6,7 +6,7 @@ import torch
 
 Tensor = torch.Tensor
 
-Score = Callable[[Tensor, Tensor], Tensor]
+Score = Callable[..., Tensor]  # of x, σ and, where the network is temporal, the neighbours of every frame
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -17,15 +17,15 @@ def compiled(network: torch.nn.Module, device: torch.device | str) -> Score:
         return torch.compile(network, dynamic=False)
     graph = torch.compile(network, mode="reduce-overhead", dynamic=False)
 
-    def replay(x: Tensor, sigma: Tensor) -> Tensor:
+    def replay(*inputs: Tensor) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        return graph(x, sigma).clone()  # the next replay writes over it
+        return graph(*inputs).clone()  # the next replay writes over it
 
     return replay
 
 
 def in_precision(score: Score, precision: str, device: torch.device | str) -> Score:
-    """`score(x, σ)` in `fp32`, or with its layers under autocast to `bf16`; its result is float32.
+    """`score` in `fp32`, or with its layers under autocast to `bf16`; its result is float32.
 
     Weights stay float32, and with them optimizer and average. The embedding of σ and the statistics of the
     normalisation stay float32 inside the network.
@@ -33,8 +33,8 @@ def in_precision(score: Score, precision: str, device: torch.device | str) -> Sc
     if precision == "fp32":
         return score
 
-    def in_bfloat16(x: Tensor, sigma: Tensor) -> Tensor:
+    def in_bfloat16(*inputs: Tensor) -> Tensor:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            return score(x, sigma).float()
+            return score(*inputs).float()
 
     return in_bfloat16

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from models.context import neighbours
 from models.convert import fixture_error, load_fixture, named_to_upstream
 from models.layers import AttentionBlock, conv3x3
 from models.ncsnpp import NCSNpp
@@ -280,6 +281,38 @@ def test_context_channels():
     assert score.shape == (1, 2, 16, 16)
     score.sum().backward()
     assert (x.grad.abs().amax(dim=(0, 2, 3)) > 0).all()
+
+
+def test_temporal_network_follows_the_frames():
+    """Frames turned round the cycle give scores turned round; a frame is told of the others; others stay apart."""
+    config = {**SMALL, "temporal": True}
+    model = random_network(config)
+    x, sigma = random_input(config, 6)[0], torch.full((6,), 0.3, dtype=torch.float64)
+    with torch.no_grad():
+        score = model(x, sigma, neighbours(6, True))
+        turned = model(x.roll(2, 0), sigma, neighbours(6, True))
+        assert torch.allclose(turned, score.roll(2, 0), atol=1e-10)
+        cut = model(x, sigma, neighbours(6, False))
+        assert not torch.allclose(cut[0], score[0], atol=1e-6)
+        changed = x.clone()
+        changed[3] += 1
+        assert not torch.allclose(model(changed, sigma, neighbours(6, True))[2], score[2], atol=1e-6)
+        two = torch.cat([neighbours(3, True), 3 + neighbours(3, True)], dim=1)
+        assert torch.allclose(model(x, sigma, two)[:3], model(x[:3], sigma[:3], neighbours(3, True)), atol=1e-10)
+        for wrong in (None, neighbours(5, True)):
+            with pytest.raises(InputError, match="takes the neighbours of every frame"):
+                model(x, sigma, wrong)
+
+
+def test_a_temporal_network_begins_as_the_one_without():
+    plain, temporal = NCSNpp(**SMALL), NCSNpp(**SMALL, temporal=True)
+    temporal.load_state_dict(plain.state_dict(), strict=False)
+    x, sigma = torch.randn(4, 2, 16, 16), torch.full((4,), 0.3)
+    with torch.no_grad():
+        expected = plain(x, sigma)
+        assert torch.allclose(temporal(x, sigma, neighbours(4, True)), expected, atol=1e-4 * expected.abs().max())
+    assert neighbours(3, False).tolist() == [[0, 0, 1], [1, 2, 2]]
+    assert neighbours(3, True).tolist() == [[2, 0, 1], [1, 2, 0]]
 
 
 def test_published_size():
