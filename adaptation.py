@@ -20,8 +20,8 @@ from trust import Answer, Question, answer, cascade_start
 
 Tensor = torch.Tensor
 
+FRAMES = 16  # per step, at most
 HIDINGS = 4  # ways to hide samples of the scan, to learn from
-FRAMES = 4  # per step
 RATE = 2e-4  # of Adam: a tenth of the training's, which learned from all kinds of scenes
 DECAY = 0.95  # of the average of the weights
 EVERY = 20  # steps between validations
@@ -107,7 +107,7 @@ def _adapt(
     sampling, begun = config.sampling, time.perf_counter()
     settings = config.training.copy_and_resolve_references()
     settings.error_gain = sampling.error_gain
-    data = SceneFrames(scenes, len(scenes), FRAMES, prior.context, settings)
+    data = SceneFrames(scenes, len(scenes), FRAMES, settings)
     network = copy.deepcopy(prior.network).requires_grad_(True).train()
     parameters = list(network.parameters())
     device = parameters[0].device
@@ -126,9 +126,10 @@ def _adapt(
     with bar:
         while time.perf_counter() < deadline and since < PATIENCE and steps != (sampling.adapt_steps or -1):
             batch = SceneBatch(*(tensor.to(device) for tensor in data.draw(generator)))
-            loss = completion_loss(score, batch) / completion_size(batch)
+            scans, told = batch.scans(), batch.told[:1].tolist()
+            loss = completion_loss(score, scans, told, prior.context, len(prior.shares)) / completion_size(scans)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.mean().backward()
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             ema.update(parameters)

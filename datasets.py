@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from models.context import Context
-from mri.consistency import data_consistency, scan_scale
+from mri.consistency import scan_scale
 from mri.fourier import fft2c, ifft2c
 from mri.holdout import hide_for_training, missing_error
 from mri.interleave import looks_periodic, pseudo_reference
 from mri.io import SUFFIXES, Scan, load_mask, load_scan
 from mri.locally_low_rank import fista_locally_low_rank
-from mri.masks import fit_mask, make_mask, net_acceleration
+from mri.masks import fit_mask, is_lines, make_mask, net_acceleration
 from mri.phantom import make_phantom
 from mri.phase import smooth_phase
 from mri.scenes import Draw, acquire, make_scene
@@ -386,6 +385,17 @@ class PreparedScene:
             return missing_std(self.start - self.image, self.mask).item()
         return missing_error(fft2c(self.image - self.start), self.known & ~self.mask, self.known)
 
+    def missing_square(self) -> Tensor:
+        """Squared error of the start in every missing sample whose truth is known, summed over a frame: `(frames,)`.
+
+        Of samples that were hidden, weighted by their distance to DC: errors near DC, where few are missing, would else
+        decide.
+        """
+        error = torch.where(self.known & ~self.mask, fft2c(self.start - self.image), 0)
+        if not self.known.all():
+            error = DISTANCE_TO_DC(error)
+        return torch.view_as_real(error).square().sum(dim=(1, 2, 3))
+
 
 def prepare_scene(number: int, size: int) -> PreparedScene:
     """Training scene `number`: drawn, acquired, and what the OU makes of the acquisition.
@@ -435,9 +445,8 @@ def prepare_measured(measured: Tensor, mask: Tensor, config, seed: int) -> Prepa
 
 def advance_scene(scene: PreparedScene, prior, device: torch.device | str = "cpu") -> PreparedScene:
     """The scene with a start that `prior` (`priors.Prior`, on `device`) makes of it."""
-    kspace, measured_at = fft2c(scene.start).to(device), scene.mask.to(device)
-    denoised = prior.denoise(kspace, scene.error_std(), measured_at, scene.periodic)
-    return replace(scene, start=ifft2c(data_consistency(denoised, kspace, measured_at)).cpu())
+    kspace = prior.denoise(fft2c(scene.start).to(device), scene.error_std(), scene.mask.to(device), scene.periodic)
+    return replace(scene, start=ifft2c(kspace).cpu())
 
 
 class SceneFile:
@@ -484,23 +493,36 @@ class SceneFile:
 
 
 class SceneBatch(NamedTuple):
-    """Frames of scenes whose missing samples are wrong by about σ, and the truth."""
+    """Whole scans, one after the other, whose missing samples are wrong by about σ, and the truth."""
 
-    x: Tensor  # float32 (batch, 2 + context channels, height, width): the frame, then its context
-    image: Tensor  # complex (batch, height, width): the frame, as in x
-    truth: Tensor  # complex, same shape
+    image: Tensor  # complex (frames, height, width): what a prior starts from
+    truth: Tensor  # complex, same shape; 0 in k-space where it is not known
     mask: Tensor  # bool, same shape
-    weight: Tensor  # real, same shape: of the errors in k-space that count; 0 where no truth is known
-    sigma: Tensor  # (batch,): standard deviation of the error per real channel, as the network is told it
+    known: Tensor  # bool, same shape: samples whose truth is known
+    place: Tensor  # int64 (frames,): of a frame in its scan; 0 begins a scan
+    periodic: Tensor  # bool (frames,)
+    told: Tensor  # (frames,): factor between σ and what the network is told
+    columns: Tensor  # int64 (frames, 2): the first column that counts, and one past the last
+
+    def scans(self) -> list["PreparedScene"]:
+        """Each scan of the batch, its columns that count."""
+        firsts = (self.place == 0).nonzero().flatten().tolist()
+        found = []
+        for first, end in zip(firsts, [*firsts[1:], len(self.place)], strict=True):
+            part = (slice(first, end), slice(None), slice(*self.columns[first].tolist()))
+            tensors = (tensor[part] for tensor in (self.truth, self.image, self.mask, self.known))
+            found.append(PreparedScene(*tensors, bool(self.periodic[first])))
+        return found
 
 
 class SceneFrames:
-    """Training frames from prepared scenes: the OU's result at part of its error, with context.
+    """Training scans from prepared scenes: the OU's result at part of its error.
 
-    The cascade's noise is what the OU left: a frame is truth + a (start − truth), 0 < a ≤ 1, sometimes with
+    The cascade's noise is what the OU left: a scan is truth + a (start − truth), 0 < a ≤ 1, sometimes with
     Gaussian noise on the missing samples in place of part of it. σ is told with an error, as it must be
     estimated in use. Augmentation: global phase, flips, time reversal, gain, shift of the rows of k-space (a
-    linear phase of the image, so that the missing rows take every place).
+    linear phase of the image, so that the missing rows take every place). A scan longer than `frames` or, where its
+    samples are lines, wider than `columns` gives a part: of lines every column is a scan of its own.
 
     Parameters
     ----------
@@ -509,48 +531,38 @@ class SceneFrames:
     count
         how many of them to draw from, the first ones.
     frames
-        of one scene in a draw.
-    context
-        of the network.
+        most of one scan.
     settings
-        `config.training`: `max_gain`, `sigma_jitter`, `noisy_share`, `error_gain`.
+        `config.training`: `columns`, `max_gain`, `sigma_jitter`, `partial_share`, `noisy_share`, `error_gain`.
     """
 
-    def __init__(
-        self, scenes: Sequence[PreparedScene], count: int, frames: int, context: Context, settings
-    ) -> None:
-        self.scenes, self.count, self.frames = scenes, count, frames
-        self.context, self.settings = context, settings
+    def __init__(self, scenes: Sequence[PreparedScene], count: int, frames: int, settings) -> None:
+        self.scenes, self.count, self.frames, self.settings = scenes, count, frames, settings
 
     def draw(self, generator: torch.Generator) -> SceneBatch:
-        """Frames of one scene (all, when it has fewer)."""
-        number = int(torch.randint(self.count, (), generator=generator))
-        return SceneBatch(*self._frames(self.scenes[number], self.frames, generator))
-
-    def _frames(self, scene: PreparedScene, count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
-        scene = augment_scene(scene, self.settings.max_gain, generator)
+        """One scan."""
+        settings = self.settings
+        scene = self.scenes[int(torch.randint(self.count, (), generator=generator))]
+        scene = augment_scene(scene, settings.max_gain, generator)
+        scene, columns = cut_scene(scene, self.frames, settings.columns, generator)
         numbers = torch.rand(3, generator=generator).tolist()
         synthetic = bool(scene.known.all())
-        weight = (scene.known & ~scene.mask).float()
         if synthetic:
             scene = self._part_of_the_error(scene, *numbers, generator)
-        else:  # errors near DC, where few samples are missing, would else decide
-            weight = weight * DISTANCE_TO_DC.on(weight)
-        jitter = self.settings.sigma_jitter * torch.randn((), generator=generator)
-        # estimates fall short, see `sampling.error_gain`
-        sigma = scene.error_std() * torch.exp(jitter) * (1.0 if synthetic else self.settings.error_gain)
-        frames = torch.randperm(len(scene.image), generator=generator)[:count]
-        context = self.context(scene.start, scene.mask, sigma.item(), scene.periodic, frames)
-        x = torch.cat([to_channels(scene.start[frames]), context], dim=1)
-        images = (scene.start[frames], scene.image[frames], scene.mask[frames], weight[frames])
-        return x, *images, sigma.expand(len(frames))
+        told = torch.exp(settings.sigma_jitter * torch.randn((), generator=generator))
+        if not synthetic:  # estimates fall short, see `sampling.error_gain`
+            told = told * settings.error_gain
+        count = len(scene.image)
+        place, periodic = torch.arange(count), torch.full((count,), scene.periodic)
+        images = (scene.start, scene.image, scene.mask, scene.known)
+        return SceneBatch(*images, place, periodic, told.expand(count), torch.tensor([columns] * count))
 
     def _part_of_the_error(
         self, scene: PreparedScene, share: float, spread: float, coin: float, generator: torch.Generator
     ) -> PreparedScene:
         """A start with part of the error of the scene's, or with noise in place of some of it."""
         truth = scene.image
-        error = (0.2 + 0.8 * share if coin < 0.5 else 1.0) * (scene.start - truth)
+        error = (0.2 + 0.8 * share if coin < self.settings.partial_share else 1.0) * (scene.start - truth)
         if spread < self.settings.noisy_share:
             noise = torch.view_as_complex(torch.randn(*truth.shape, 2, generator=generator))
             noise = ifft2c(torch.where(scene.mask, 0, fft2c(noise)))
@@ -558,6 +570,21 @@ class SceneFrames:
             noise = noise * error.norm() / noise.norm().clamp(min=1e-12)
             error = (1 - part) ** 0.5 * error + part**0.5 * noise
         return replace(scene, start=truth + error)
+
+
+def cut_scene(
+    scene: PreparedScene, frames: int, columns: int, generator: torch.Generator
+) -> tuple[PreparedScene, tuple[int, int]]:
+    """At most `frames` frames of a scene, and which columns count: `columns` of sampled lines (0: all), else all."""
+    numbers = torch.rand(2, generator=generator).tolist()
+    held, _, width = scene.image.shape
+    count = min(frames, held)
+    if not columns or columns > width or not is_lines(scene.mask):
+        columns = width
+    first, left = int(numbers[0] * (held - count + 1)), int(numbers[1] * (width - columns + 1))
+    part = slice(first, first + count)
+    tensors = {name: getattr(scene, name)[part] for name in ("image", "start", "mask", "known")}
+    return PreparedScene(**tensors, periodic=scene.periodic and count == held), (left, left + columns)
 
 
 def missing_std(error: Tensor, mask: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
 """Denoising score matching, the optimizer, and one training step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from datasets import SceneBatch
-from mri.fourier import fft2c
-from mri.weighting import from_channels
+from datasets import PreparedScene
+from models.context import Context, neighbours
+from models.precision import Score
+from mri.fourier import fft2c, ifft2c
+from mri.weighting import from_channels, to_channels
 from sde_lib import VESDE
 
 Tensor = torch.Tensor
-Score = Callable[[Tensor, Tensor], Tensor]
 
 EPSILON_T = 1e-5  # smallest training time, as published
 SMALL_ERROR = 0.005  # σ_c of `completion_loss`, in units of the scan's scale
@@ -47,30 +49,78 @@ def dsm_loss(score: Score, batch: NoisyBatch) -> Tensor:
     return (level * score(noisy, batch.sigma) + batch.z).square().sum()
 
 
-def denoise(score: Score, batch: SceneBatch) -> Tensor:
-    """D = x + σ² s of the frames of a batch: complex `(batch, height, width)`."""
-    channels = score(batch.x.contiguous(memory_format=torch.channels_last), batch.sigma)
-    return batch.image + batch.sigma[:, None, None] ** 2 * from_channels(channels.float())
+def advance(
+    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float | Tensor]
+) -> list[PreparedScene]:
+    """One step of a cascade on whole scans: D = x + σ² s(x, σ), then the measured samples put back.
 
-
-def completion_loss(score: Score, batch: SceneBatch) -> Tensor:
-    """Squared error on the missing samples whose truth is known that the denoiser D = x + σ² s leaves.
-
-    To be divided by `completion_size`: then 1 for a score that knows nothing (s = 0). The squared error of a frame
-    counts by 1/(σ² + σ_c²): undivided, the few worst frames decide; divided by σ² alone, those that have hardly any
-    error, and that of noise.
+    Parameters
+    ----------
+    score
+        of x with its context channels, σ and the neighbours of every frame.
+    sigmas
+        of each scan, as the network is told it.
     """
-    return _missing_error(denoise(score, batch), batch)
+    found = list(scans)
+    for width in {scan.start.shape[-1] for scan in scans}:  # those of one width in one pass
+        numbers = [i for i, scan in enumerate(scans) if scan.start.shape[-1] == width]
+        changes = _changes(score, [scans[i] for i in numbers], context, [sigmas[i] for i in numbers])
+        for i, change in zip(numbers, changes, strict=True):
+            change = ifft2c(torch.where(scans[i].mask, 0, fft2c(change)))
+            found[i] = replace(scans[i], start=scans[i].start + change)
+    return found
 
 
-def completion_size(batch: SceneBatch) -> Tensor:
-    """The same of the frames as they come."""
-    return _missing_error(batch.image, batch)
+def _changes(
+    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float | Tensor]
+) -> Sequence[Tensor]:
+    """σ² s(x, σ) of scans of one size, as images."""
+    channels, indices, first = [], [], 0
+    for scan, sigma in zip(scans, sigmas, strict=True):
+        seen = context(scan.start, scan.mask, sigma, scan.periodic)
+        channels.append(torch.cat([to_channels(scan.start), seen], dim=1))
+        indices.append(first + neighbours(len(scan.start), scan.periodic, scan.start.device))
+        first += len(scan.start)
+    x = torch.cat(channels).contiguous(memory_format=torch.channels_last)
+    levels = torch.cat([x.new_full((len(scan.start),), float(s)) for scan, s in zip(scans, sigmas, strict=True)])
+    change = levels[:, None, None] ** 2 * from_channels(score(x, levels, torch.cat(indices, dim=1)).float())
+    return change.split([len(scan.start) for scan in scans])
 
 
-def _missing_error(image: Tensor, batch: SceneBatch) -> Tensor:
-    error = batch.weight * fft2c(image - batch.truth)
-    return (torch.view_as_real(error).square().sum(dim=(1, 2, 3)) / (batch.sigma**2 + SMALL_ERROR**2)).sum()
+def completion_loss(
+    score: Score, scans: Sequence[PreparedScene], told: Sequence[float], context: Context, steps: int
+) -> Tensor:
+    """Squared error on the missing samples whose truth is known, left after each of `steps` steps: `(steps,)`.
+
+    To be divided by `completion_size`: then 1 for a score that knows nothing (s = 0). The squared error of a scan
+    counts by 1/(σ² + σ_c²), σ of its start: undivided, the few worst scans decide; divided by σ² alone, those that have
+    hardly any error, and that of noise. The steps follow each other as in use and are trained through.
+
+    Parameters
+    ----------
+    told
+        factor between each scan's σ and what the network is told.
+    """
+    counts, losses = _counts(scans), []
+    for _ in range(steps):
+        with torch.no_grad():
+            sigmas = [scan.error_std() * factor for scan, factor in zip(scans, told, strict=True)]
+        scans = advance(score, scans, context, sigmas)
+        losses.append(_missing_error(scans, counts))
+    return torch.stack(losses)
+
+
+def completion_size(scans: Sequence[PreparedScene]) -> Tensor:
+    """The same of the scans as they come."""
+    return _missing_error(scans, _counts(scans))
+
+
+def _counts(scans: Sequence[PreparedScene]) -> list[float]:
+    return [1 / (scan.error_std() ** 2 + SMALL_ERROR**2) for scan in scans]
+
+
+def _missing_error(scans: Sequence[PreparedScene], counts: list[float]) -> Tensor:
+    return torch.stack([n * scan.missing_square().sum() for scan, n in zip(scans, counts, strict=True)]).sum()
 
 
 class ExponentialMovingAverage:

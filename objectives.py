@@ -31,11 +31,13 @@ from datasets import (
     pseudo_reference_file,
     training_sources,
 )
-from losses import NoisyBatch, Score, completion_loss, completion_size, denoise, draw_noise, dsm_loss
+from losses import NoisyBatch, advance, completion_loss, completion_size, draw_noise, dsm_loss
 from models.context import Context
+from models.precision import Score
 from mri.consistency import scan_scale
 from mri.fourier import ifft2c
 from mri.io import sha256
+from mri.masks import lines_along_rows
 from mri.weighting import KspaceWeight, from_channels
 from optimization_unit import with_periodicity
 from priors import Prior, load_prior
@@ -66,7 +68,7 @@ class Objective:
         return type(draws[0])(*(torch.cat(tensors) for tensors in zip(*draws, strict=True)))
 
     def loss(self, score: Score, batch: tuple[Tensor, ...]) -> Tensor:
-        """Summed over the batch."""
+        """Summed over the batch: `(steps,)`, after each step of a cascade that is trained through."""
         raise NotImplementedError
 
     def size(self, batch: tuple[Tensor, ...]) -> Tensor | float:
@@ -100,7 +102,7 @@ class DenoisingScoreMatching(Objective):
         return draw_noise(self.data.draw(generator), self.sde, generator)
 
     def loss(self, score: Score, batch: NoisyBatch) -> Tensor:
-        return dsm_loss(score, batch)
+        return dsm_loss(score, batch)[None]
 
     def size(self, batch: NoisyBatch) -> float:
         return batch.x.numel()
@@ -137,18 +139,20 @@ class Completion(Objective):
     ) -> None:
         settings = config.training
         self.name, self.frames_per_draw = name, min(settings.scene_frames, settings.batch_size)
+        self.steps = settings.steps
         self.context = Context.from_config(config.context[name])
         self.kind = settings.objective
-        self.data = SceneFrames(scenes, count, self.frames_per_draw, self.context, settings)
+        self.data = SceneFrames(scenes, count, self.frames_per_draw, settings)
 
     def draw(self, generator: torch.Generator) -> SceneBatch:
         return self.data.draw(generator)
 
     def loss(self, score: Score, batch: SceneBatch) -> Tensor:
-        return completion_loss(score, batch)
+        told = batch.told[batch.place == 0].tolist()
+        return completion_loss(score, batch.scans(), told, self.context, self.steps)
 
     def size(self, batch: SceneBatch) -> Tensor:
-        return completion_size(batch)
+        return completion_size(batch.scans())
 
     def metadata(self) -> dict:
         plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
@@ -156,13 +160,18 @@ class Completion(Objective):
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
-        """Three frames: truth, start, denoised, and the error × 10 of the last two: `(1, H, W)`."""
-        draws = [self.draw(torch.Generator().manual_seed(seed)) for seed in range(3)]
-        batch = SceneBatch(*(tensor.to(device) for tensor in self.join(draws)))
-        denoised = denoise(score, batch)
-        errors = [10 * (image - batch.truth).abs() for image in (batch.image, denoised)]
-        columns = [batch.truth.abs(), batch.image.abs(), denoised.abs(), *errors]
-        return "truth, start, denoised, errors x 10", torch.cat(columns, dim=2).flatten(0, 1)[None].clamp(0, 1).cpu()
+        """The first frame of three scans: truth, start, denoised, the error × 10 of the last two: `(1, H, W)`."""
+        rows = []
+        for seed in range(3):
+            draw = self.draw(torch.Generator().manual_seed(seed))
+            (scan,) = SceneBatch(*(tensor.to(device) for tensor in draw)).scans()
+            (after,) = advance(score, [scan], self.context, [scan.error_std()])
+            truth, start, denoised = (image[0].abs() for image in (scan.image, scan.start, after.start))
+            errors = [10 * (image[0] - scan.image[0]).abs() for image in (scan.start, after.start)]
+            rows.append(torch.cat([truth, start, denoised, *errors], dim=1))
+        width = max(row.shape[1] for row in rows)  # scans that are not sampled in lines are not cut
+        rows = [torch.nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]
+        return "truth, start, denoised, errors x 10", torch.cat(rows)[None].clamp(0, 1).cpu()
 
 
 def make_objective(
@@ -231,16 +240,19 @@ def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
         written, size = SceneFile(temporary), None
         for source in tqdm(sources, desc="scans", unit="scan"):
             scan = acquisition(config, source)
-            size = size or scan.mask.shape[1:]
-            if scan.mask.shape[1:] != size:
+            mask, kspace = lines_along_rows(scan.mask), scan.kspace
+            if mask is not scan.mask:
+                kspace = kspace.mT
+            size = size or mask.shape[1:]
+            if mask.shape[1:] != size:
                 raise InputError(
-                    f"{scan.name} is {tuple(scan.mask.shape[1:])} and others are {tuple(size)}; train on scans of one "
+                    f"{scan.name} is {tuple(mask.shape[1:])} and others are {tuple(size)}; train on scans of one "
                     "size (--config.data.scan_size)."
                 )
-            own = with_periodicity(config, scan.kspace, scan.mask)
-            unit = scan.kspace / scan_scale(scan.kspace, scan.mask)
+            own = with_periodicity(config, kspace, mask)
+            unit = kspace / scan_scale(kspace, mask)
             for seed in range(config.training.hidings):
-                written.append(prepare_measured(unit, scan.mask, own, seed))
+                written.append(prepare_measured(unit, mask, own, seed))
     return SceneFile(path)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoint import load_model
-from models.context import Context
+from models.context import Context, neighbours
 from models.convert import load_published
 from models.ncsnpp import NCSNpp
 from models.precision import Score, compiled, in_precision
@@ -35,12 +35,25 @@ class Prior:
     path: str
     batch_size: int = 16  # frames per network pass
     context: Context | None = None  # None: k-space, frame by frame
-    remaining: float = 0.0  # with context: share of the error that it left in training
+    shares: tuple[float, ...] = (1.0,)  # with context: of the error's deviation, left after each of its steps
     role: str | None = None  # global or local, where the file says it
     run: Score | None = None  # the network compiled or in another precision; None: as it is
 
+    @property
+    def passes(self) -> int:
+        """Network passes per frame of `denoise`."""
+        return len(self.shares)
+
+    @property
+    def remaining(self) -> float:
+        """Share of the error's deviation that is left after it, as in its training."""
+        return self.shares[-1]
+
     def denoise(self, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
         """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie), of a whole scan.
+
+        A prior with context takes as many such steps as it was trained through, each at the σ that the one before it
+        leaves, with the samples of `mask` kept as they are.
 
         Parameters
         ----------
@@ -49,23 +62,28 @@ class Prior:
         mask, periodic
             for the context, see `models.context.Context`.
         """
-        level = max(sigma, self.network.config["sigma_min"])
+        lowest = self.network.config["sigma_min"]
         if self.context is None:
-            return kspace + sigma**2 * from_channels(self.score(to_channels(kspace), level))
-        image = ifft2c(kspace)
-        score = self.score(torch.cat([to_channels(image), self.context(image, mask, level, periodic)], dim=1), level)
-        return kspace + sigma**2 * fft2c(from_channels(score))
+            return kspace + sigma**2 * from_channels(self.score(to_channels(kspace), max(sigma, lowest)))
+        near = neighbours(len(kspace), periodic, kspace.device) if self.network.config["temporal"] else None
+        for share in (1.0, *self.shares[:-1]):
+            image, level = ifft2c(kspace), max(share * sigma, lowest)
+            x = torch.cat([to_channels(image), self.context(image, mask, level, periodic)], dim=1)
+            change = (share * sigma) ** 2 * fft2c(from_channels(self.score(x, level, near)))
+            kspace = torch.where(mask, kspace, kspace + change)
+        return kspace
 
     @torch.no_grad()
-    def score(self, x: Tensor, sigma: float) -> Tensor:
+    def score(self, x: Tensor, sigma: float, neighbours: Tensor | None = None) -> Tensor:
         """∇ log p_σ of frames: real `(frames, 2, height, width)`, of x the same and its context channels.
 
-        Sizes that the network cannot halve often enough are mirrored at the edge for the pass.
+        A temporal network sees all frames in one pass, another `batch_size` at a time. Sizes that it cannot halve often
+        enough are mirrored at the edge for the pass.
 
         Raises
         ------
         InputError
-            when the memory does not hold `batch_size` frames, with the number that it holds.
+            when the memory does not hold the frames of a pass, with the number that it holds.
         """
         height, width = x.shape[-2:]
         divisor = self.network.divisor
@@ -73,12 +91,18 @@ class Prior:
         padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
         levels = torch.full((len(x),), sigma, device=x.device)
         run = self.network if self.run is None else self.run
-        parts = list(zip(padded.split(self.batch_size), levels.split(self.batch_size), strict=True))
+        if neighbours is not None:
+            parts, field = [(padded, levels, neighbours)], "--frames"
+        else:
+            parts = list(zip(padded.split(self.batch_size), levels.split(self.batch_size), strict=True))
+            field = "--config.sampling.batch_size"
+
+        def attempt(count: int) -> Tensor:
+            some = () if neighbours is None else (neighbours[:, :count].clamp(max=count - 1),)
+            return self.network(padded[:count], levels[:count], *some)
+
         scores = within_memory(
-            lambda: [run(*part) for part in parts],
-            lambda count: self.network(padded[:count], levels[:count]),
-            len(parts[0][0]),
-            lambda count: f"give --config.sampling.batch_size={count}",
+            lambda: [run(*part) for part in parts], attempt, len(parts[0][0]), lambda count: f"give {field}={count}"
         )
         return torch.cat(scores)[..., :height, :width]
 
@@ -123,8 +147,8 @@ def load_prior(
             "use a checkpoint of this project or a published one."
         )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    remaining = metadata.get("loss", 1.0) ** 0.5 if context is not None else 0.0
+    shares = tuple(loss**0.5 for loss in metadata["loss"]) if context is not None else (1.0,)
     run = None
     if compile or precision != "fp32":
         run = in_precision(compiled(network, device) if compile else network, precision, device)
-    return Prior(network, weight, str(path), batch_size, context, remaining, metadata.get("prior"), run)
+    return Prior(network, weight, str(path), batch_size, context, shares, metadata.get("prior"), run)

@@ -6,7 +6,7 @@ k-space of a scan of unit scale and see it, as the priors do, through a weight w
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
 import torch
@@ -203,6 +203,10 @@ def reconstruct(
     config = config or get_config()
     sampling = config.sampling
     kspace, mask = checked_scan(kspace, mask)
+    if lines_along_rows(mask) is not mask:  # as the priors know them, and the other way round again
+        turned = reconstruct(kspace.mT, mask.mT, global_model, local_model, config, seed, device)
+        deviation = None if turned.deviation is None else turned.deviation.mT.contiguous()
+        return replace(turned, image=turned.image.mT.contiguous(), deviation=deviation)
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
     run = (device, sampling.batch_size, sampling.precision, sampling.compile)
@@ -251,7 +255,9 @@ def reconstruct(
                 return prior.denoise(x, sigma, mask, config.data.periodic)
 
             result = few_step_cascade(start, dc, unit, denoise, taken, sampling.churn, generator, log)
-            passes = len(log.steps) + (tried if trust.hidden else 0) + sampling.samples
+            asked = [*priors] * (1 if with_context else len(sampling.trust_levels)) if trust.hidden else []
+            drawn = [priors[-1]] * sampling.samples
+            passes = sum(prior.passes for prior in [*(step.prior for step in taken), *asked, *drawn])
             if sampling.samples:
                 left = sampling.error_gain * trust.error
                 for step in taken:

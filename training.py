@@ -48,6 +48,7 @@ def check_training(config: ml_collections.ConfigDict) -> None:
     least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
              "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
              "training.scenes": 1, "training.scene_frames": 1, "training.accumulation": 1, "training.hidings": 1,
+             "training.steps": 1, "training.columns": 0,
              "sampling.batch_size": 1, "data.image_size": 64, "data.frames": 2,
              "data.phantoms": 0 if config.data.path else 1}
     for field, smallest in least.items():
@@ -61,6 +62,8 @@ def check_training(config: ml_collections.ConfigDict) -> None:
         part, name = field.split(".")
         if config[part][name] not in known:
             raise InputError(f"{field} '{config[part][name]}' is unknown; choose {' or '.join(known)}.")
+    if config.model.temporal and config.training.objective == "dsm":
+        raise InputError("training.objective dsm learns from single frames; set model.temporal=false.")
     if config.data.num_channels != 2:
         raise InputError(f"data.num_channels must be 2, real and imaginary part, not {config.data.num_channels}.")
 
@@ -68,7 +71,7 @@ def check_training(config: ml_collections.ConfigDict) -> None:
 def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
     """Give `network` the weights of a model of the same architecture, whose context may hold more images.
 
-    So LM can begin from GM.
+    So LM can begin from GM; layers in time that the model lacks begin as the identity.
 
     Raises
     ------
@@ -77,6 +80,8 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
     """
     other, metadata = load_model(path)
     weights, own = other.state_dict(), network.state_dict()
+    if not other.config["temporal"]:
+        weights.update({name: value for name, value in own.items() if ".temporal." in name})
     theirs = ["frame", *Context.from_config(metadata["context"]).images] if "context" in metadata else ["frame"]
     ours = ["frame", *(context.images if context else [])]
     if set(weights) == set(own) and set(ours) <= set(theirs):
@@ -206,13 +211,14 @@ class Training:
             while self.step < settings.n_iters:
                 loss, norm, stopping = self._train_step(batches, stop.asked)
                 self.step += 1
-                self.mean_loss = loss if self.mean_loss is None else 0.99 * self.mean_loss + 0.01 * loss
+                before = self.mean_loss or loss
+                self.mean_loss = [0.99 * mean + 0.01 * new for mean, new in zip(before, loss, strict=True)]
                 bar.update()
                 if log and self.step % settings.log_freq == 0:
                     rate = (self.step - since[1]) * settings.batch_size / (time.perf_counter() - since[0])
                     since = (time.perf_counter(), self.step)
-                    bar.set_postfix(loss=f"{self.mean_loss:.4f}", images_per_s=f"{rate:.1f}")
-                    for name, value in {"loss": loss, "gradient_norm": norm, "images_per_s": rate}.items():
+                    bar.set_postfix(loss=f"{self.mean_loss[-1]:.4f}", images_per_s=f"{rate:.1f}")
+                    for name, value in {"loss": loss[-1], "gradient_norm": norm, "images_per_s": rate}.items():
                         log.add_scalar(name, value, self.step)
                 if log and self.step % settings.image_freq == 0:
                     log.add_image(*self.objective.example(self.network, self.device), self.step)
@@ -233,33 +239,33 @@ class Training:
         for batch in loader:
             yield type(batch)(*(tensor.to(self.device, non_blocking=gpu) for tensor in batch))
 
-    def _train_step(self, batches: Iterator, asked: bool) -> tuple[float, float, bool]:
-        """One step: the loss, the norm of its gradient, and whether any process was asked to stop."""
+    def _train_step(self, batches: Iterator, asked: bool) -> tuple[list[float], float, bool]:
+        """The loss (after each step of a cascade), the norm of its gradient, whether any process was asked to stop."""
         settings = self.config.training
         parts = [next(batches) for _ in range(settings.accumulation)]
         # of dropout; after the loader, which takes a number when it begins
         torch.manual_seed(seed_of(self.config.seed, self.step, self.among.rank))
         size, stop = self.among.total(sum(float(self.objective.size(part)) for part in parts), asked)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = 0.0
+        losses = []
         for number, part in enumerate(parts, 1):
             together = self.among.count == 1 or number == len(parts)
             with contextlib.nullcontext() if together else self.parallel.no_sync():
-                loss += self._add_gradient(part, size)
+                losses.append(self._add_gradient(part, size))
         norm = optimize(self.optimizer, self.parameters, self.config.optim, self.step, settings.n_iters)
         self.ema.update(self.parameters)
-        (loss,) = self.among.total(loss)
-        if not np.isfinite(loss):
+        loss = self.among.total(*np.sum(losses, axis=0))
+        if not np.isfinite(loss).all():
             raise InputError(f"the loss of {self.name} is not finite at step {self.step}; lower optim.lr.")
         return loss, norm, stop > 0
 
-    def _add_gradient(self, part: tuple[Tensor, ...], size: float) -> float:
+    def _add_gradient(self, part: tuple[Tensor, ...], size: float) -> list[float]:
         """The share of a loss and, in the gradients, its own; told what fits when the memory does not hold it."""
 
-        def backward(score: Score, part: tuple[Tensor, ...]) -> float:
+        def backward(score: Score, part: tuple[Tensor, ...]) -> list[float]:
             share = self.objective.loss(score, part) / size
-            (share * self.among.count).backward()  # gradients are averaged, losses are shares of a sum
-            return share.item()
+            (share.mean() * self.among.count).backward()  # gradients are averaged, losses are shares of a sum
+            return share.tolist()
 
         def attempt(count: int) -> None:
             backward(in_precision(self.network, self.config.training.precision, self.device),

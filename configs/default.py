@@ -65,6 +65,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     model.init_scale = 0.0
     model.ema_rate = 0.999
 
+    model.temporal = False        # every level sees the frames before and after, too; for objectives with context
     model.patch = 1               # pixels that the network takes as one, per side
 
     # objective synthetic: images that a network sees beside the frame it denoises
@@ -97,11 +98,14 @@ def get_default_configs() -> ml_collections.ConfigDict:
     training.compile = False      # torch.compile the training step (needs a C++ compiler on a CPU)
     training.init = ""            # model.safetensors to begin from, for GM and LM alike; empty: at random
     training.scenes = 2000        # synthetic: scenes that are drawn
-    training.scene_frames = 2     # synthetic: frames of one scene in a batch
+    training.scene_frames = 16    # synthetic, measured: most frames of one scan in a batch
+    training.columns = 48         # synthetic, measured: columns of a scan in a batch, where lines were sampled; 0: all
+    training.steps = 2            # synthetic, measured: steps of the cascade, trained through and so used
     training.sigma_jitter = 0.25  # synthetic: standard deviation of log σ as the network is told it
     training.error_gain = 1.25    # measured: σ as the network is told it, in units of the error estimated
     training.hidings = 8          # measured: ways to hide samples of each scan
-    training.noisy_share = 0.25   # synthetic: share of scenes with Gaussian noise in place of part of the error
+    training.partial_share = 0.25           # synthetic: share of scenes with part of the error
+    training.noisy_share = 0.15   # synthetic: share of scenes with Gaussian noise in place of part of the error
 
     config.optim = optim = ml_collections.ConfigDict()
     optim.lr = 2e-4

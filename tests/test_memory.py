@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from models.context import neighbours
 from models.ncsnpp import NCSNpp
 from mri.weighting import KspaceWeight
 from priors import Prior
@@ -24,10 +25,10 @@ class Holding(torch.nn.Module):
         super().__init__()
         self.network, self.frames, self.divisor, self.config = network, frames, network.divisor, network.config
 
-    def forward(self, x, sigma):
+    def forward(self, x, sigma, neighbours=None):
         if len(x) > self.frames:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return self.network(x, sigma)
+        return self.network(x, sigma, neighbours)
 
 
 @pytest.fixture
@@ -43,6 +44,15 @@ def test_sampling_says_how_many_frames_fit(network, holds, told):
         prior.score(x, 0.5)
     expected = Prior(network, KspaceWeight.published(), "").score(x, 0.5)
     assert torch.allclose(replace(prior, batch_size=told).score(x, 0.5), expected, atol=1e-5)
+
+
+def test_a_temporal_network_sees_all_frames_at_once_or_says_how_many():
+    network = NCSNpp(image_size=64, nf=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), temporal=True)
+    x, near = torch.randn(6, 2, 64, 64), neighbours(6, True)
+    prior = Prior(Holding(network, 6), KspaceWeight.published(), "", batch_size=2)
+    assert prior.score(x, 0.5, near).shape == x.shape
+    with pytest.raises(InputError, match=r"6 frames .* 3 do: give --frames=3\."):
+        replace(prior, network=Holding(network, 4)).score(x, 0.5, near)
 
 
 def test_nothing_fits(network):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ from models import create_model
 from models.checkpoint import save_model
 from models.context import Context
 from models.convert import named_to_upstream
+from models.ncsnpp import NCSNpp
 from mri.consistency import data_consistency, scan_scale
 from mri.fourier import fft2c, ifft2c
 from mri.masks import make_mask
@@ -258,7 +260,7 @@ def denoising_prior(truth, scale):
 
     class Knowing:
         weight = KspaceWeight(1.0, 0.2, 0.5)
-        path, context, role = "knowing", None, None
+        path, context, role, passes = "knowing", None, None, 1
         network = SimpleNamespace(config={"sigma_min": 0.01, "sigma_max": 4.0})
 
         def denoise(self, x, sigma, mask, periodic):
@@ -409,12 +411,33 @@ def test_nothing_hidden_is_said_and_costs_no_pass(models, few, scan):
         reconstruct(fft2c(scan.reference), full, *models, few)
 
 
-def test_transposed_scan_gives_the_transposed_result(scan, few):
-    """Lines may run along either axis: what is hidden, and so what is found, is the same."""
-    trusts = []
-    scale = scan_scale(scan.kspace, scan.mask)
-    for turn in (lambda x: x, lambda x: x.mT):
-        prior = denoising_prior(turn(fft2c(scan.reference)), scale)
-        trusts.append(find_trust(turn(scan.kspace / scale), turn(scan.mask), [prior], few, 0))
-    assert trusts[0].hidden == trusts[1].hidden > 0
-    assert trusts[0].error == pytest.approx(trusts[1].error, rel=0.1)
+def context_prior(shares=(0.8, 0.6)):
+    """An untrained prior with context and layers in time that does something."""
+    torch.manual_seed(0)
+    context = Context(offsets=(-1, 1), merge=True, own=True)
+    network = NCSNpp(image_size=64, in_channels=2 + context.channels, nf=8, ch_mult=(1, 2), num_res_blocks=1,
+                     attn_resolutions=(), sigma_min=1e-4, sigma_max=1.0, centered=True, temporal=True,
+                     init_scale=1.0)  # fmt: skip
+    network = network.eval().requires_grad_(False)
+    return Prior(network, KspaceWeight(0.0, 1.0, 1.0), "context.safetensors", context=context, shares=shares)
+
+
+def test_a_prior_with_context_takes_the_steps_it_was_trained_through(scan):
+    prior, measured = context_prior(), scan.kspace / scan_scale(scan.kspace, scan.mask)
+    start = torch.where(scan.mask, measured, 0.01)
+    found = prior.denoise(start, 0.1, scan.mask, True)
+    assert torch.equal(found[scan.mask], start[scan.mask]) and prior.passes == 2
+    one = replace(prior, shares=(1.0,))
+    steps = one.denoise(one.denoise(start, 0.1, scan.mask, True), 0.1 * 0.8, scan.mask, True)
+    assert torch.allclose(found, steps, atol=1e-6) and not torch.allclose(found, start, atol=1e-4)
+
+
+def test_transposed_scan_gives_the_transposed_result(scan, few, monkeypatch):
+    """Lines may run along either axis."""
+    monkeypatch.setattr("sampling.find_trust", lambda *arguments: Trust(0.1, (1.0, 1.0), 0.1, 9, 1.0, 0.9))
+    prior = context_prior()
+    images = [
+        reconstruct(turn(scan.kspace), turn(scan.mask), prior, prior, few).image
+        for turn in (lambda x: x, lambda x: x.mT)
+    ]
+    assert torch.allclose(images[0], images[1].mT, atol=1e-5 * images[0].abs().max())

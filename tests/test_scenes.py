@@ -14,7 +14,7 @@ from datasets import (
     prepare_measured,
     prepare_scene,
 )
-from losses import completion_loss, completion_size
+from losses import advance, completion_loss, completion_size
 from models.context import Context
 from mri.fourier import fft2c, ifft2c
 from mri.interleave import looks_periodic
@@ -27,7 +27,8 @@ CONTEXT = Context(offsets=(-1, 1), mean=True, merge=True, own=True, near=True)
 
 
 class Settings:
-    max_gain, sigma_jitter, noisy_share = 1.25, 0.0, 0.0
+    max_gain, sigma_jitter, noisy_share, partial_share = 1.25, 0.0, 0.0, 0.5
+    scene_frames, columns = 4, 0
 
 
 @pytest.fixture(scope="module")
@@ -147,21 +148,78 @@ def test_merge_is_the_nearest_measured_sample():
     assert merge[1].abs().max() < 1e-6 and merge[3].abs().max() > 1e-4
 
 
-def frames_of(scene, count, settings=Settings, seed=0):
-    return SceneFrames([scene], 1, count, CONTEXT, settings).draw(torch.Generator().manual_seed(seed))
+def batch_of(scene, settings=Settings, seed=0):
+    return SceneFrames([scene], 1, settings.scene_frames, settings).draw(torch.Generator().manual_seed(seed))
+
+
+def share_left(score, batch, steps=1):
+    """The loss as it is trained on, after each step."""
+    scans = batch.scans()
+    told = batch.told[batch.place == 0].tolist()
+    return (completion_loss(score, scans, told, CONTEXT, steps) / completion_size(scans)).tolist()
+
+
+def nothing(x, sigma, neighbours):
+    return torch.zeros_like(x[:, :2])
+
+
+def part_of(change, share=1.0):
+    """A score whose denoiser takes `share` of what is to be changed, as an image."""
+    def score(x, sigma, neighbours):
+        return share * torch.view_as_real(change()).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
+    return score
 
 
 def test_completion_loss_of_known_scores(scene):
-    batch = frames_of(scene, 4)
-    assert batch.x.shape == (4, 2 + CONTEXT.channels, 64, 64)
-    size = completion_size(batch)
-    assert completion_loss(lambda x, sigma: torch.zeros_like(x[:, :2]), batch) / size == pytest.approx(1)
+    batch = batch_of(scene)
+    assert batch.image.shape == (4, 64, 64) and len(batch.scans()) == 1
+    assert share_left(nothing, batch, 2) == pytest.approx([1, 1])
+    assert share_left(part_of(lambda: batch.truth - batch.image), batch)[0] < 1e-6
+    assert share_left(part_of(lambda: batch.truth - batch.image, 0.5), batch)[0] == pytest.approx(0.25, rel=1e-3)
 
-    def truth(x, sigma):
-        return torch.view_as_real(batch.truth - batch.image).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
 
-    assert completion_loss(truth, batch) / size < 1e-6
-    assert completion_loss(lambda x, sigma: 0.5 * truth(x, sigma), batch) / size == pytest.approx(0.25, rel=1e-3)
+def test_steps_follow_each_other(scene):
+    """Each is told the σ that the one before it left, and is trained through the ones before it."""
+    batch, seen = batch_of(scene), []
+    share = torch.tensor(0.5, requires_grad=True)
+
+    def halving(x, sigma, neighbours):
+        image = torch.complex(x[:, 0], x[:, 1])
+        seen.append(sigma[0].item())
+        return share * torch.view_as_real(batch.truth - image).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
+
+    scans = batch.scans()
+    losses = completion_loss(halving, scans, [1.0], CONTEXT, 3) / completion_size(scans)
+    assert losses.tolist() == pytest.approx([0.25, 0.0625, 0.015625], rel=1e-2)
+    assert [b / a for a, b in zip(seen, seen[1:], strict=False)] == pytest.approx([0.5, 0.5], rel=1e-2)
+    losses[-1].backward()
+    assert share.grad.item() == pytest.approx(-6 * 0.5**5, rel=0.05)  # of (1 − a)^6
+
+
+def test_scans_of_one_batch_stay_apart():
+    """Cut in columns or not, each is advanced as it would be alone, with its own σ and neighbours."""
+    scene = prepare_scene(6, 64)
+    assert is_lines(scene.mask)
+
+    class Narrow(Settings):
+        columns = 16
+
+    draws = [batch_of(scene, settings, seed) for settings, seed in ((Settings, 0), (Narrow, 1), (Settings, 2))]
+    batch = type(draws[0])(*(torch.cat(tensors) for tensors in zip(*draws, strict=True)))
+    scans = batch.scans()
+    assert [tuple(scan.start.shape) for scan in scans] == [(4, 64, 64), (4, 64, 16), (4, 64, 64)]
+    assert (fft2c(scans[1].start) - fft2c(scans[1].image))[scans[1].mask].abs().max() < 0.05  # noise; lines stay lines
+
+    def mixing(x, sigma, neighbours):
+        assert neighbours.shape == (2, len(x))
+        return x[neighbours[0], :2] - 2 * x[neighbours[1], :2] + sigma[:, None, None, None]
+
+    sigmas = [0.1, 0.2, 0.3]
+    together = advance(mixing, scans, CONTEXT, sigmas)
+    for scan, sigma, found in zip(scans, sigmas, together, strict=True):
+        (alone,) = advance(mixing, [scan], CONTEXT, [sigma])
+        assert torch.allclose(alone.start, found.start, atol=1e-6)
+        assert torch.allclose(fft2c(found.start)[scan.mask], fft2c(scan.start)[scan.mask], atol=1e-5)
 
 
 def test_noise_takes_the_place_of_part_of_the_error(scene):
@@ -169,16 +227,16 @@ def test_noise_takes_the_place_of_part_of_the_error(scene):
         noisy_share = 1.0
 
     for settings in (Settings, Noisy):
-        batch = frames_of(scene, 4, settings, seed=1)
-        error = fft2c(batch.image - batch.truth)
-        sigma = (error[~batch.mask].abs().square().sum() / (2 * error.numel())).sqrt().item()
-        assert sigma == pytest.approx(batch.sigma.mean().item(), rel=0.6)
+        (scan,) = batch_of(scene, settings, seed=1).scans()
+        error = fft2c(scan.start - scan.image)
+        sigma = (error[~scan.mask].abs().square().sum() / (2 * error.numel())).sqrt().item()
+        assert sigma == pytest.approx(scan.error_std(), rel=1e-3)
 
 
 def test_advanced_scene_is_what_the_prior_makes_of_it(scene):
     class Knowing:
         def denoise(self, kspace, sigma, mask, periodic):
-            return 0.5 * (kspace + fft2c(scene.image))
+            return torch.where(mask, kspace, 0.5 * (kspace + fft2c(scene.image)))
 
     after = advance_scene(scene, Knowing())
     ratio = missing_std(after.start - after.image, after.mask) / missing_std(scene.start - scene.image, scene.mask)
@@ -198,20 +256,16 @@ def test_measured_scenes_count_what_was_hidden_and_nothing_else():
     assert (fft2c(scene.start) - measured)[scene.mask].abs().max() < 1e-4
 
     class Measured(Settings):
-        error_gain = 1.25
+        error_gain, scene_frames = 1.25, 8
 
-    batch = frames_of(scene, 8, Measured)
-    counted = batch.weight > 0
-    assert counted.sum() == hidden.sum() and not (counted & batch.mask).any()
+    batch = batch_of(scene, Measured)
+    counted = batch.known & ~batch.mask
+    assert counted.sum() == hidden.sum() and batch.told[0] == 1.25
     # what the network makes of samples that nobody measured changes nothing, of hidden ones all
-    size = completion_size(batch)
     for where, changes in ((counted, True), (~counted, False)):
         error = torch.where(where, fft2c(batch.truth - batch.image), 0)
-
-        def predict(x, sigma, error=error):
-            return torch.view_as_real(ifft2c(error)).permute(0, 3, 1, 2) / sigma[:, None, None, None] ** 2
-
-        assert completion_loss(predict, batch) / size == pytest.approx(0 if changes else 1, abs=1e-4)
+        left = share_left(part_of(lambda error=error: ifft2c(error)), batch)[0]
+        assert left == pytest.approx(0 if changes else 1, abs=1e-4)
     known = scene.error_std()
     true = missing_std(ifft2c(fft2c(scene.start) - fft2c(image)), scene.mask).item()
     assert 0.2 < known / true < 5  # an estimate from what was hidden

@@ -21,7 +21,7 @@ from utils.frame_file import append_frames, open_frames
 from utils.processes import ALONE, Processes
 
 SCENES = ["--config.training.objective=synthetic", "--config.training.scenes=3"]
-BATCH = ["--config.training.batch_size=8", "--config.training.scene_frames=1"]
+BATCH = ["--config.training.batch_size=8", "--config.training.scene_frames=2"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
@@ -148,6 +148,7 @@ def test_processes_share_every_batch_without_overlap(count, accumulation, draws)
 def training(tmp_path, among=ALONE, **settings):
     config = get_config()
     config.model.nf, config.model.ch_mult, config.model.patch = 8, (1, 2), 1
+    config.model.temporal = False
     config.training.update({"batch_size": 4, "n_iters": 6, **settings})
     frames = torch.randn(6, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     return Training(config, tmp_path, DenoisingScoreMatching(config, frames.numpy(), "global"), among)

@@ -13,12 +13,14 @@ def get_config() -> ml_collections.ConfigDict:
     model.ch_mult = (1, 2, 2)
     model.num_res_blocks = 1
     model.patch = 2
+    model.temporal = True
     model.sigma_min = 1e-4        # in units of the scan's scale
     model.sigma_max = 1.0
     model.ema_rate = 0.995
 
     training = config.training
     training.objective = "synthetic"
+    training.batch_size = 32
     training.scenes = 1000
     training.n_iters = 3000
     training.image_freq = 1000
