@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 
 from utils.errors import InputError
+from utils.memory import is_out_of_memory
 
 Tensor = torch.Tensor
 Result = TypeVar("Result")
@@ -67,6 +68,8 @@ def run(kernel: Callable[[ModuleType], Result], native: Callable[[], Result]) ->
         try:
             return kernel(kernels())
         except Exception as error:  # whatever a compiler or a driver may raise
+            if is_out_of_memory(error):
+                raise
             _failed = True
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             warnings.warn(f"Triton fails here ({reason}); PyTorch's own operations are used instead.", stacklevel=2)

@@ -1,8 +1,10 @@
 """Chains of element-wise operations of NCSN++ as one: group normalisation with its activation, sums, division by σ.
 
-Each function is one piece of mathematics with two forms (see `op.dispatch`): native PyTorch, and Triton kernels that
-read and write every value once or twice where PyTorch's chain does so four to eight times. Under `torch.autocast`
-statistics are float32 in both. The Triton forms are operators of `torch.library`, which `torch.compile` traces.
+A convolution adds its own bias, so there is no chain of bias and activation: every activation of the network follows a
+normalisation. Each function is one piece of mathematics with two forms (see `op.dispatch`): native PyTorch, and Triton
+kernels that read and write every value once or twice where PyTorch's chain does so four to eight times. Under
+`torch.autocast` statistics are float32 in both. The Triton forms are operators of `torch.library`, which
+`torch.compile` traces.
 """
 
 import math
@@ -180,7 +182,8 @@ def _save_divide(ctx, inputs, output) -> None:
 def _divide_gradients(ctx, gradient):
     sigma, output = ctx.saved_tensors
     dx = gradient / sigma[:, None, None, None]
-    return dx.to(ctx.kind), -(dx * output).sum(dim=(1, 2, 3)).to(sigma.dtype)
+    dsigma = -(dx * output).sum(dim=(1, 2, 3)).to(sigma.dtype) if ctx.needs_input_grad[1] else None
+    return dx.to(ctx.kind), dsigma
 
 
 _divide_by_sigma.register_autograd(_divide_gradients, setup_context=_save_divide)

@@ -156,9 +156,9 @@ def _normalise(
     HAS_SHIFT: tl.constexpr, SILU: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     blocks = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(1) // blocks
-    c = (tl.program_id(1) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.program_id(0) // blocks
+    c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     there = (p < P)[:, None] & (c < C)[None, :]
     offset = n.to(tl.int64) * stride_n + c[None, :] * stride_c
     value, r, w, b = _normalised(
@@ -217,9 +217,9 @@ def _gradient(
 ):  # fmt: skip
     """dx = (dz·w − constant − linear·x̂) / √(variance + eps), the two of the group."""
     blocks = tl.cdiv(C, BLOCK_C)
-    n = tl.program_id(1) // blocks
-    c = (tl.program_id(1) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.program_id(0) // blocks
+    c = (tl.program_id(0) % blocks) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = tl.program_id(1) * BLOCK_P + tl.arange(0, BLOCK_P)
     there = (p < P)[:, None] & (c < C)[None, :]
     offset = n.to(tl.int64) * stride_n + c[None, :] * stride_c
     value, r, w, b = _normalised(
@@ -254,7 +254,7 @@ def group_norm(
             means, squares, given, mean, rstd, pixels, c, groups, part, parts, eps, HAS_SHIFT=shift is not None,
             BLOCK_S=triton.next_power_of_2(parts), BLOCK_C=triton.next_power_of_2(c // groups),
         )  # fmt: skip
-        _normalise[(triton.cdiv(pixels, block_p), blocks)](
+        _normalise[(blocks, triton.cdiv(pixels, block_p))](
             x, given, mean, rstd, weight, bias, out, pixels, c, groups, *strides,
             HAS_SHIFT=shift is not None, SILU=silu, BLOCK_P=block_p, BLOCK_C=block_c,
         )  # fmt: skip
@@ -284,7 +284,7 @@ def group_norm_backward(
         constant, linear = (
             (total * weight.float()).view(n, groups, -1).sum(dim=2).div_(size) for total in (sums, products)
         )
-        _gradient[(triton.cdiv(pixels, block_p), blocks)](
+        _gradient[(blocks, triton.cdiv(pixels, block_p))](
             gradient, x, given, mean, rstd, weight, bias, constant, linear, out, pixels, c, groups, *strides, **tiles
         )
     return out, products.sum(dim=0).to(weight.dtype), sums.sum(dim=0).to(bias.dtype)

@@ -73,22 +73,25 @@ def not_failed():
 # ---------------------------------------------------------------------------------------------- native forms
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_gradients_of_native_forms(silu, shifted):
-    x, w, b = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((1, 6, 3, 5), (6,), (6,)))
-    shift = torch.randn(1, 6, dtype=torch.float64, requires_grad=True) if shifted else None
+def test_gradients_of_native_forms(silu, shifted, layout):
+    x = images(1, 6, 3, 5, layout=layout, kind=torch.float64).detach().requires_grad_()
+    w, b = (torch.randn(6, dtype=torch.float64, device=DEVICE, requires_grad=True) for _ in range(2))
+    shift = torch.randn(1, 6, dtype=torch.float64, device=DEVICE, requires_grad=True) if shifted else None
     inputs = (x, w, b, shift) if shifted else (x, w, b)
     assert torch.autograd.gradcheck(lambda x, w, b, s=None: group_norm(x, 3, w, b, 1e-6, silu, s), inputs)
-    h, sigma = torch.randn_like(x, requires_grad=True), torch.rand(1, dtype=torch.float64) + 0.5
+    h, sigma = torch.randn_like(x, requires_grad=True), torch.rand(1, dtype=torch.float64, device=DEVICE) + 0.5
     assert torch.autograd.gradcheck(lambda x, h: join(x, h, silu), (x, h))
     assert torch.autograd.gradcheck(lambda x: divide_by_sigma(x, sigma), (x,))
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("up,down,pad", FILTERS)
-def test_gradients_of_native_resampling(up, down, pad):
-    x = torch.randn(1, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    kernel = torch.rand(4, 3, dtype=torch.float64)
+def test_gradients_of_native_resampling(up, down, pad, layout):
+    x = images(1, 2, 5, 6, layout=layout, kind=torch.float64).detach().requires_grad_()
+    kernel = torch.rand(4, 3, dtype=torch.float64, device=DEVICE)
     assert torch.autograd.gradcheck(lambda x: upfirdn2d(x, kernel, up, down, pad), (x,))
 
 
