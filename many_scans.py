@@ -21,7 +21,7 @@ from mri.metrics import COLUMNS
 from priors import Prior
 from run_lib import reconstruct_scan, request
 from utils.errors import InputError
-from utils.processes import flat
+from utils.processes import flat, meet
 from utils.tables import markdown, write_csv, write_markdown
 
 TABLE = ("scan", "method", *COLUMNS, "seconds")
@@ -65,7 +65,7 @@ def reconstruct_many(
     own = sources[rank::count] if overwrite else sources
     failures = []
     for source in own:
-        with _claim(out, source.stem) as mine:
+        with _claim(out, source.stem, wait=overwrite) as mine:
             if not mine:
                 continue
             try:
@@ -80,8 +80,8 @@ def reconstruct_many(
             except InputError as error:
                 failures.append(str(error))
                 print(f"left out: {error}", file=sys.stderr)
-    # a process that fails ends the others of its torchrun, so all wait for the last
-    for source in sources:
+    meet()  # a process that fails ends the others of its torchrun
+    for source in sources:  # and those that were started by hand
         with _claim(out, source.stem, wait=True):
             pass
     if rank == 0:

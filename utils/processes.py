@@ -65,6 +65,16 @@ class Processes:
             raise InputError(f"the processes have different configurations ({told}); start them with the same command.")
 
 
+def meet() -> None:
+    """Wait until every process of `torchrun` is here; the only process goes on."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        dist.init_process_group("gloo", timeout=PATIENCE)
+        try:
+            dist.barrier()
+        finally:
+            dist.destroy_process_group()
+
+
 ALONE = Processes(0, 1, torch.device("cpu"))
 
 
