@@ -76,7 +76,7 @@ def train_one(name: str, config: ml_collections.ConfigDict, workdir: Path, minut
     else:
         gm = workdir / "global" / "model.safetensors"
         advanced = advanced_file(scenes, gm)
-        advance_scenes(scenes, advanced, len(scenes), load_prior(gm, device), device, budget.data_deadline)
+        advance_scenes(scenes, advanced, len(scenes), load_prior(gm, device), device, 1.0, budget.data_deadline)
         config.training.scenes = len(advanced)
     # how fast it is: a short run of its own, which compiles too
     probe = config.copy_and_resolve_references()
@@ -151,7 +151,8 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=96, help="pixels of scenes and phantoms (default 96)")
     parser.add_argument("--frames", type=int, default=16, help="frames of the scans to judge by (default 16)")
     parser.add_argument("--scenes", type=int, default=6, help="synthetic scenes to judge by (default 6)")
-    parser.add_argument("--data", action="append", default=[], help="fully sampled scan to judge by, too; repeatable")
+    parser.add_argument("--data", action="append", default=[],
+                        help="fully sampled scan to judge by, too, by its truth; none that a table shows")  # fmt: skip
     parser.add_argument("--checkpoints", type=Path, default=Path(__file__).parents[1] / "checkpoints",
                         help="folder of global.safetensors and local.safetensors (default: the shipped)")  # fmt: skip
     parser.add_argument("--workdir", type=Path, help="folder of the training (default: DIR/training)")

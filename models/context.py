@@ -1,6 +1,5 @@
 """What a prior sees beside the noisy frame: the frames around it, and what of it was measured, and when."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -64,11 +63,10 @@ class Context:
         self,
         image: Tensor,
         mask: Tensor,
-        sigma: float | Tensor,
+        sigma: float,
         periodic: bool = False,
-        frames: Sequence[int] | Tensor | None = None,
     ) -> Tensor:
-        """Channels of these frames (default: all).
+        """Channels of all frames.
 
         Parameters
         ----------
@@ -81,27 +79,25 @@ class Context:
 
         Returns
         -------
-        float32 `(len(frames), channels, height, width)`.
+        float32 `(T, channels, height, width)`.
         """
         count = len(image)
-        chosen = torch.arange(count) if frames is None else torch.as_tensor(frames)
-        chosen = chosen.to(image.device)
-        here = image[chosen]
+        index = torch.arange(count, device=image.device)
         kspace = fft2c(image) if self.merge or self.own or self.near else image
-        differences = [image[_at(chosen + d, count, periodic)] - here for d in self.offsets]
+        differences = [image[_at(index + d, count, periodic)] - image for d in self.offsets]
         if self.mean:
-            differences.append(image.mean(dim=0) - here)
+            differences.append(image.mean(dim=0) - image)
         if self.merge:
-            merged, _ = fill_nearest(kspace[chosen], mask[chosen], kspace, mask, periodic, chosen)
-            differences.append(ifft2c(merged) - here)
+            merged, _ = fill_nearest(kspace, mask, kspace, mask, periodic)
+            differences.append(ifft2c(merged) - image)
         parts = [_limited(difference / sigma) for difference in differences]
         if self.own:
-            parts.append(ifft2c(torch.where(mask[chosen], kspace[chosen], 0)))
+            parts.append(ifft2c(torch.where(mask, kspace, 0)))
         if self.near:
-            neighbours = mask[_at(chosen - 1, count, periodic)] | mask[_at(chosen + 1, count, periodic)]
-            parts.append(ifft2c(torch.where(neighbours & ~mask[chosen], kspace[chosen], 0)))
+            beside = mask[_at(index - 1, count, periodic)] | mask[_at(index + 1, count, periodic)]
+            parts.append(ifft2c(torch.where(beside & ~mask, kspace, 0)))
         if not parts:
-            return torch.zeros(len(chosen), 0, *image.shape[1:], device=image.device)
+            return torch.zeros(count, 0, *image.shape[1:], device=image.device)
         return torch.cat([to_channels(part) for part in parts], dim=1)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import pixel_shuffle, pixel_unshuffle
+from torch.nn.functional import pad, pixel_shuffle, pixel_unshuffle
 
 from models.layers import (
     AttentionBlock,
@@ -355,7 +355,8 @@ class NCSNpp(nn.Module):
         Parameters
         ----------
         x
-            `(batch, in_channels, height, width)`, height and width divisible by `patch · 2**(levels - 1)`.
+            `(batch, in_channels, height, width)`. Height and width that `patch · 2**(levels - 1)` does not divide are
+            mirrored at the edge for the pass.
         sigma
             `(batch,)`, the noise level σ itself.
         neighbours
@@ -379,6 +380,10 @@ class NCSNpp(nn.Module):
         """`forward` with the embedded number and the divisor given apart, as discrete-time weights need."""
         self._check_input(x, sigma, neighbours)
         noise = None if self.embedding is None else self.embedding(self.features(noise_value))
+        height, width = x.shape[-2:]
+        bottom, right = -height % self.divisor, -width % self.divisor
+        if bottom or right:
+            x = pad(x, (0, right, 0, bottom), mode="reflect")
         if not self.config["centered"]:
             x = 2 * x - 1
         patch = self.config["patch"]
@@ -397,6 +402,7 @@ class NCSNpp(nn.Module):
             out = self.head(h)
         if patch > 1:
             out = pixel_shuffle(out, patch)
+        out = out[..., :height, :width]
         return divide_by_sigma(out, sigma) if self.config["scale_by_sigma"] else out
 
     def _check_input(self, x: Tensor, sigma: Tensor, neighbours: Tensor | None) -> None:
@@ -413,10 +419,10 @@ class NCSNpp(nn.Module):
                 f"A temporal network takes the neighbours of every frame, (2, {len(x)}), not "
                 f"{None if neighbours is None else tuple(neighbours.shape)}."
             )
-        if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
+        if any(n <= -n % self.divisor for n in x.shape[2:]):
             raise InputError(
-                f"A network of {len(self.config['ch_mult'])} levels needs height and width divisible by "
-                f"{self.divisor}, not {x.shape[2]} × {x.shape[3]}: pad or crop the image."
+                f"A network of {len(self.config['ch_mult'])} levels needs height and width of at least "
+                f"{self.divisor // 2 + 1}, not {x.shape[2]} × {x.shape[3]}: take a larger image."
             )
 
 

@@ -231,10 +231,17 @@ def test_images_of_another_size():
     assert model(x, torch.ones(1, dtype=torch.float64)).shape == x.shape
 
 
-@pytest.mark.parametrize("size", [(15, 16), (16, 15), (1, 2)])
-def test_size_that_cannot_be_halved(size):
-    with pytest.raises(ValueError, match="height and width divisible by 2, not"):
-        NCSNpp(**SMALL)(torch.zeros(1, 2, *size), torch.ones(1))
+@pytest.mark.parametrize("size", [(15, 16), (16, 15), (13, 9)])
+def test_size_that_cannot_be_halved_is_mirrored(size):
+    model, sigma = random_network(SMALL), torch.ones(1, dtype=torch.float64)
+    x = torch.randn(1, 2, *size, dtype=torch.float64)
+    padded = F.pad(x, (0, size[1] % 2, 0, size[0] % 2), mode="reflect")
+    assert torch.equal(model(x, sigma), model(padded, sigma)[..., : size[0], : size[1]])
+
+
+def test_size_that_is_too_small():
+    with pytest.raises(InputError, match="height and width of at least 2, not 1 × 2"):
+        NCSNpp(**SMALL)(torch.zeros(1, 2, 1, 2), torch.ones(1))
 
 
 @pytest.mark.parametrize(
