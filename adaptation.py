@@ -24,6 +24,7 @@ FRAMES = 16  # per step, at most
 HIDINGS = 4  # ways to hide samples of the scan, to learn from
 RATE = 2e-4  # of Adam: a tenth of the training's, which learned from all kinds of scenes
 DECAY = 0.95  # of the average of the weights
+SETTINGS = ("columns", "max_gain", "sigma_jitter")  # of config.training, that an adaptation depends on
 EVERY = 20  # steps between validations
 PATIENCE = 6  # validations without a better one
 
@@ -85,7 +86,7 @@ def adapt_priors(
         kspace, sigma = found.kspace, found.sigma
         if place + 1 < len(priors):
             device = measured.device
-            scenes = [advance_scene(scene, one, device) for scene in scenes]
+            scenes = [advance_scene(scene, one, device, config.sampling.error_gain) for scene in scenes]
         adapted.append(one)
         records.append(asdict(record))
         print(

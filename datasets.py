@@ -20,7 +20,7 @@ from mri.holdout import hide_for_training, missing_error
 from mri.interleave import looks_periodic, pseudo_reference
 from mri.io import SUFFIXES, Scan, load_mask, load_scan
 from mri.locally_low_rank import fista_locally_low_rank
-from mri.masks import fit_mask, is_lines, make_mask, net_acceleration
+from mri.masks import fit_mask, make_mask, net_acceleration
 from mri.phantom import make_phantom
 from mri.phase import smooth_phase
 from mri.scenes import Draw, acquire, make_scene
@@ -386,7 +386,7 @@ class PreparedScene:
         return missing_error(fft2c(self.image - self.start), self.known & ~self.mask, self.known)
 
     def missing_square(self) -> Tensor:
-        """Squared error of the start in every missing sample whose truth is known, summed over a frame: `(frames,)`.
+        """Squared error of the start, summed over the missing samples whose truth is known.
 
         Of samples that were hidden, weighted by their distance to DC: errors near DC, where few are missing, would else
         decide.
@@ -394,7 +394,7 @@ class PreparedScene:
         error = torch.where(self.known & ~self.mask, fft2c(self.start - self.image), 0)
         if not self.known.all():
             error = DISTANCE_TO_DC(error)
-        return torch.view_as_real(error).square().sum(dim=(1, 2, 3))
+        return torch.view_as_real(error).square().sum()
 
 
 def prepare_scene(number: int, size: int) -> PreparedScene:
@@ -440,12 +440,19 @@ def prepare_measured(measured: Tensor, mask: Tensor, config, seed: int) -> Prepa
         raise InputError("the mask leaves no sample to hide, so nothing can be learned from the scan itself.")
     known = torch.where(kept, measured, 0)
     start = OptimizationUnit(config, seed).alone(known, kept, config.data.periodic)
-    return PreparedScene(ifft2c(measured), ifft2c(start), kept, mask, config.data.periodic)
+    tensors = (tensor.cpu() for tensor in (ifft2c(measured), ifft2c(start), kept, mask))
+    return PreparedScene(*tensors, config.data.periodic)
 
 
-def advance_scene(scene: PreparedScene, prior, device: torch.device | str = "cpu") -> PreparedScene:
-    """The scene with a start that `prior` (`priors.Prior`, on `device`) makes of it."""
-    kspace = prior.denoise(fft2c(scene.start).to(device), scene.error_std(), scene.mask.to(device), scene.periodic)
+def advance_scene(
+    scene: PreparedScene, prior, device: torch.device | str = "cpu", error_gain: float = 1.0
+) -> PreparedScene:
+    """The scene with a start that `prior` (`priors.Prior`, on `device`) makes of it.
+
+    `error_gain`: σ as the prior is told it, in units of the error, where that is an estimate.
+    """
+    sigma = scene.error_std() * (1.0 if scene.known.all() else error_gain)
+    kspace = prior.denoise(fft2c(scene.start).to(device), sigma, scene.mask.to(device), scene.periodic)
     return replace(scene, start=ifft2c(kspace).cpu())
 
 
@@ -579,7 +586,9 @@ def cut_scene(
     numbers = torch.rand(2, generator=generator).tolist()
     held, _, width = scene.image.shape
     count = min(frames, held)
-    if not columns or columns > width or not is_lines(scene.mask):
+    # of a partial echo, or of samples that are no lines, the columns of the image are no scans of their own
+    lines = torch.equal(scene.mask, scene.mask[..., :1].expand_as(scene.mask))
+    if not columns or columns > width or not lines:
         columns = width
     first, left = int(numbers[0] * (held - count + 1)), int(numbers[1] * (width - columns + 1))
     part = slice(first, first + count)
@@ -603,7 +612,8 @@ def augment_scene(scene: PreparedScene, max_gain: float, generator: torch.Genera
         if number < 0.5:  # about the pixel of index 0, in image and k-space alike
             tensors = [torch.roll(tensor.flip(axis), 1, axis) for tensor in tensors]
     height = scene.image.shape[1]
-    rows = round((2 * numbers[3] - 1) * 4)
+    # hidden samples are weighted by their distance to DC, which a shift would change
+    rows = round((2 * numbers[3] - 1) * 4) if scene.known.all() else 0
     angle = 2 * torch.pi * (rows * torch.arange(height) / height + numbers[4])
     factor = torch.polar(torch.full((height,), max_gain ** (2 * numbers[5] - 1)), angle)[:, None]
     moved = [tensor * factor if tensor.is_complex() else torch.roll(tensor, rows, 1) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Denoising score matching, the optimizer, and one training step."""
+"""What is minimised: denoising score matching, and the error that a cascade leaves; optimizer, average, update."""
 
 import math
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from sde_lib import VESDE
 Tensor = torch.Tensor
 
 EPSILON_T = 1e-5  # smallest training time, as published
+STEP_SHARE = 0.9  # of σ that the next step of a cascade is told, in training and in use
 SMALL_ERROR = 0.005  # σ_c of `completion_loss`, in units of the scan's scale
 
 
@@ -50,7 +51,7 @@ def dsm_loss(score: Score, batch: NoisyBatch) -> Tensor:
 
 
 def advance(
-    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float | Tensor]
+    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float]
 ) -> list[PreparedScene]:
     """One step of a cascade on whole scans: D = x + σ² s(x, σ), then the measured samples put back.
 
@@ -72,7 +73,7 @@ def advance(
 
 
 def _changes(
-    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float | Tensor]
+    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float]
 ) -> Sequence[Tensor]:
     """σ² s(x, σ) of scans of one size, as images."""
     channels, indices, first = [], [], 0
@@ -82,7 +83,7 @@ def _changes(
         indices.append(first + neighbours(len(scan.start), scan.periodic, scan.start.device))
         first += len(scan.start)
     x = torch.cat(channels).contiguous(memory_format=torch.channels_last)
-    levels = torch.cat([x.new_full((len(scan.start),), float(s)) for scan, s in zip(scans, sigmas, strict=True)])
+    levels = torch.cat([x.new_full((len(scan.start),), s) for scan, s in zip(scans, sigmas, strict=True)])
     change = levels[:, None, None] ** 2 * from_channels(score(x, levels, torch.cat(indices, dim=1)).float())
     return change.split([len(scan.start) for scan in scans])
 
@@ -94,19 +95,20 @@ def completion_loss(
 
     To be divided by `completion_size`: then 1 for a score that knows nothing (s = 0). The squared error of a scan
     counts by 1/(σ² + σ_c²), σ of its start: undivided, the few worst scans decide; divided by σ² alone, those that have
-    hardly any error, and that of noise. The steps follow each other as in use and are trained through.
+    hardly any error, and that of noise. The steps follow each other as in use, each told STEP_SHARE of the σ of the one
+    before, and are trained through.
 
     Parameters
     ----------
     told
-        factor between each scan's σ and what the network is told.
+        factor between each scan's σ and what the network is told at the first step.
     """
     counts, losses = _counts(scans), []
+    sigmas = [scan.error_std() * factor for scan, factor in zip(scans, told, strict=True)]
     for _ in range(steps):
-        with torch.no_grad():
-            sigmas = [scan.error_std() * factor for scan, factor in zip(scans, told, strict=True)]
         scans = advance(score, scans, context, sigmas)
         losses.append(_missing_error(scans, counts))
+        sigmas = [STEP_SHARE * sigma for sigma in sigmas]
     return torch.stack(losses)
 
 
@@ -120,7 +122,7 @@ def _counts(scans: Sequence[PreparedScene]) -> list[float]:
 
 
 def _missing_error(scans: Sequence[PreparedScene], counts: list[float]) -> Tensor:
-    return torch.stack([n * scan.missing_square().sum() for scan, n in zip(scans, counts, strict=True)]).sum()
+    return torch.stack([n * scan.missing_square() for scan, n in zip(scans, counts, strict=True)]).sum()
 
 
 class ExponentialMovingAverage:

@@ -39,7 +39,7 @@ from mri.fourier import ifft2c
 from mri.io import sha256
 from mri.masks import lines_along_rows
 from mri.weighting import KspaceWeight, from_channels
-from optimization_unit import with_periodicity
+from optimization_unit import OptimizationUnit, with_noise_floor, with_periodicity
 from priors import Prior, load_prior
 from sde_lib import VESDE
 from utils.errors import InputError
@@ -211,7 +211,7 @@ def make_objective(
         return Completion(config, scenes, count, name)
     advanced = advanced_file(scenes, path)
     prior = load_prior(path, among.device)
-    among.first_before_others(lambda: advance_scenes(scenes, advanced, count, prior, among.device))
+    among.first_before_others(lambda: advance_scenes(scenes, advanced, count, prior, among.device, settings.error_gain))
     return Completion(config, advanced, count, name)
 
 
@@ -233,7 +233,9 @@ def draw_scenes(
 def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
     """The scans of `config.data` with samples hidden in `training.hidings` ways each, in one file, made once."""
     sources = training_sources(config)
-    path = folder / f"measured_{config.training.hidings}_{data_checksum(config, sources, 'mask', 'ou')}.npy"
+    operator = OptimizationUnit(config).operator  # ou.operator auto depends on the sampler
+    checksum = data_checksum(config, sources, "mask", "ou")
+    path = folder / f"measured_{config.training.hidings}_{operator}_{checksum}.npy"
     if path.exists():
         return SceneFile(path)
     with atomic_path(path) as temporary:
@@ -249,8 +251,8 @@ def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
                     f"{scan.name} is {tuple(mask.shape[1:])} and others are {tuple(size)}; train on scans of one "
                     "size (--config.data.scan_size)."
                 )
-            own = with_periodicity(config, kspace, mask)
             unit = kspace / scan_scale(kspace, mask)
+            own = with_noise_floor(with_periodicity(config, unit, mask), unit, mask, config.seed)
             for seed in range(config.training.hidings):
                 written.append(prepare_measured(unit, mask, own, seed))
     return SceneFile(path)
@@ -267,15 +269,16 @@ def advance_scenes(
     count: int,
     prior: Prior,
     device: torch.device,
+    error_gain: float,
     deadline: float = math.inf,
 ) -> None:
     """Add to `advanced` what `prior` makes of the first `count` of `scenes`, as far as it is not there.
 
-    `deadline` as of `draw_scenes`.
+    `error_gain` as of `datasets.advance_scene`, `deadline` as of `draw_scenes`.
     """
     numbers = range(len(advanced), count)
     for number in tqdm(numbers, desc="scenes after GM", unit="scene", disable=not numbers):
-        advanced.append(advance_scene(scenes[number], prior, device))
+        advanced.append(advance_scene(scenes[number], prior, device, error_gain))
         if time.monotonic() > deadline:
             break
 

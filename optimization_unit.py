@@ -1,5 +1,7 @@
 """The optimization unit (OU): low rank with data consistency, and the settings it finds in the scan."""
 
+from collections.abc import Sequence
+
 import torch
 from tqdm import tqdm
 
@@ -9,6 +11,7 @@ from mri.holdout import hide
 from mri.interleave import looks_periodic, pseudo_reference
 from mri.locally_low_rank import LocallyLowRank, fista_locally_low_rank
 from mri.lowrank import HankelLowRank
+from mri.masks import lines_along_rows
 from mri.weighting import DISTANCE_TO_DC
 from utils.errors import InputError
 
@@ -79,6 +82,8 @@ class OptimizationUnit:
 
 def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0) -> Tensor:
     """Image `(frames, height, width)` by the OU of `config` without any network; arguments as `reconstruct`."""
+    if lines_along_rows(mask) is not mask:
+        return optimization_unit_alone(kspace.mT, mask.mT, config, seed).mT
     scale = scan_scale(kspace, mask)
     measured = torch.where(mask, kspace, 0) / scale
     config = with_periodicity(config, measured, mask)
@@ -103,16 +108,44 @@ def with_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     """
     if config.ou.noise_floor > 0 or OptimizationUnit(config).llr is None:
         return config
+    errors = _hidden_errors(NOISE_FLOORS, config, measured, mask, seed)
+    if not errors:
+        raise InputError("ou.noise_floor = 0 asks to find it, but the mask leaves no sample to hide; give a value.")
+    return _with_floor(config, min(errors, key=errors.get))
+
+
+def with_adapted_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
+    """The configuration with another noise floor of `llr`, where it takes away `sampling.adapt_margin` of the error.
+
+    Of the OU on hidden samples, as `with_noise_floor` compares them; a mask that leaves none changes nothing.
+    """
+    if OptimizationUnit(config).llr is None:
+        return config
+    given = config.ou.noise_floor
+    errors = _hidden_errors((given, *NOISE_FLOORS), config, measured, mask, seed)
+    best = min(errors, key=errors.get, default=given)
+    if not errors or errors[best] >= (1 - config.sampling.adapt_margin) * errors[given]:
+        return config
+    return _with_floor(config, best)
+
+
+def _hidden_errors(
+    floors: Sequence[float], config, measured: Tensor, mask: Tensor, seed: int
+) -> dict[float, float]:
+    """What the OU of each noise floor leaves on hidden samples; nothing when the mask leaves none to hide."""
     config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
-        raise InputError("ou.noise_floor = 0 asks to find it, but the mask leaves no sample to hide; give a value.")
-    known = torch.where(kept, measured, 0)
-    tried = config.copy_and_resolve_references()
-    errors = {}
-    for floor in NOISE_FLOORS:
-        tried.ou.noise_floor = floor
-        predicted = OptimizationUnit(tried, seed).alone(known, kept, config.data.periodic)
+        return {}
+    known, errors = torch.where(kept, measured, 0), {}
+    for floor in floors:
+        unit = OptimizationUnit(_with_floor(config, floor), seed)
+        predicted = unit.alone(known, kept, config.data.periodic)
         errors[floor] = DISTANCE_TO_DC(predicted - measured)[hidden].norm().item()
-    tried.ou.noise_floor = min(errors, key=errors.get)
-    return tried
+    return errors
+
+
+def _with_floor(config, floor: float):
+    found = config.copy_and_resolve_references()
+    found.ou.noise_floor = floor
+    return found

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from losses import STEP_SHARE
 from models.checkpoint import load_model
 from models.context import Context, neighbours
 from models.convert import load_published
@@ -33,9 +34,9 @@ class Prior:
     network: NCSNpp
     weight: KspaceWeight
     path: str
-    batch_size: int = 16  # frames per network pass
+    batch_size: int = 16  # frames per network pass; a temporal network takes all
     context: Context | None = None  # None: k-space, frame by frame
-    shares: tuple[float, ...] = (1.0,)  # with context: of the error's deviation, left after each of its steps
+    shares: tuple[float, ...] = (1.0,)  # with context: of the error's deviation, left after each step in training
     role: str | None = None  # global or local, where the file says it
     run: Score | None = None  # the network compiled or in another precision; None: as it is
 
@@ -52,8 +53,8 @@ class Prior:
     def denoise(self, kspace: Tensor, sigma: float, mask: Tensor, periodic: bool) -> Tensor:
         """D(x; σ) = x + σ² s(x, σ), the mean of clean data given noisy (Tweedie), of a whole scan.
 
-        A prior with context takes as many such steps as it was trained through, each at the σ that the one before it
-        leaves, with the samples of `mask` kept as they are.
+        A prior with context takes as many such steps as it was trained through, each told the σ that it was told there,
+        with the samples of `mask` kept as they are.
 
         Parameters
         ----------
@@ -66,45 +67,41 @@ class Prior:
         if self.context is None:
             return kspace + sigma**2 * from_channels(self.score(to_channels(kspace), max(sigma, lowest)))
         near = neighbours(len(kspace), periodic, kspace.device) if self.network.config["temporal"] else None
-        for share in (1.0, *self.shares[:-1]):
-            image, level = ifft2c(kspace), max(share * sigma, lowest)
+        for _ in range(self.passes):
+            image, level = ifft2c(kspace), max(sigma, lowest)
             x = torch.cat([to_channels(image), self.context(image, mask, level, periodic)], dim=1)
-            change = (share * sigma) ** 2 * fft2c(from_channels(self.score(x, level, near)))
+            change = sigma**2 * fft2c(from_channels(self.score(x, level, near)))
             kspace = torch.where(mask, kspace, kspace + change)
+            sigma *= STEP_SHARE
         return kspace
 
     @torch.no_grad()
     def score(self, x: Tensor, sigma: float, neighbours: Tensor | None = None) -> Tensor:
         """∇ log p_σ of frames: real `(frames, 2, height, width)`, of x the same and its context channels.
 
-        A temporal network sees all frames in one pass, another `batch_size` at a time. Sizes that it cannot halve often
-        enough are mirrored at the edge for the pass.
+        A temporal network sees all frames in one pass, another `batch_size` at a time.
 
         Raises
         ------
         InputError
             when the memory does not hold the frames of a pass, with the number that it holds.
         """
-        height, width = x.shape[-2:]
-        divisor = self.network.divisor
-        bottom, right = -height % divisor, -width % divisor
-        padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
         levels = torch.full((len(x),), sigma, device=x.device)
         run = self.network if self.run is None else self.run
         if neighbours is not None:
-            parts, field = [(padded, levels, neighbours)], "--frames"
+            parts, field = [(x, levels, neighbours)], "--config.data.scan_frames"
         else:
-            parts = list(zip(padded.split(self.batch_size), levels.split(self.batch_size), strict=True))
+            parts = list(zip(x.split(self.batch_size), levels.split(self.batch_size), strict=True))
             field = "--config.sampling.batch_size"
 
         def attempt(count: int) -> Tensor:
             some = () if neighbours is None else (neighbours[:, :count].clamp(max=count - 1),)
-            return self.network(padded[:count], levels[:count], *some)
+            return self.network(x[:count], levels[:count], *some)
 
         scores = within_memory(
             lambda: [run(*part) for part in parts], attempt, len(parts[0][0]), lambda count: f"give {field}={count}"
         )
-        return torch.cat(scores)[..., :height, :width]
+        return torch.cat(scores)
 
 
 def load_prior(
@@ -119,7 +116,7 @@ def load_prior(
     Parameters
     ----------
     batch_size
-        frames per network pass.
+        frames per network pass of a network that is not temporal.
     precision, compile
         see `models.precision`.
 
@@ -128,6 +125,7 @@ def load_prior(
     InputError
         when the file is missing, truncated, or of another architecture.
     """
+    shares = (1.0,)
     if Path(path).suffix == ".pth":
         network, weight, context, metadata = load_published(path), KspaceWeight.published(), None, {}
     elif Path(path).suffix == ".safetensors":
@@ -135,9 +133,12 @@ def load_prior(
         try:
             weight = KspaceWeight(**metadata["weight"])
             context = Context.from_config(metadata["context"]) if "context" in metadata else None
+            if context is not None:  # of one step, as of several
+                losses = metadata["loss"] if isinstance(metadata["loss"], list) else [metadata["loss"]]
+                shares = tuple(loss**0.5 for loss in losses)
         except (KeyError, TypeError):
             raise InputError(
-                f"{path} has no k-space weight; use a checkpoint that main.py --mode=train wrote."
+                f"{path} has no k-space weight or loss; use a checkpoint that main.py --mode=train wrote."
             ) from None
     else:
         raise InputError(f"{path}: a checkpoint is a .safetensors of main.py or a published .pth; give one of these.")
@@ -147,7 +148,6 @@ def load_prior(
             "use a checkpoint of this project or a published one."
         )
     network = network.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    shares = tuple(loss**0.5 for loss in metadata["loss"]) if context is not None else (1.0,)
     run = None
     if compile or precision != "fp32":
         run = in_precision(compiled(network, device) if compile else network, precision, device)

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.io
 import torch
 
+from adaptation import SETTINGS
 from datasets import Acquisition, acquisition, scan_files
 from mri.fourier import ifft2c
 from mri.interleave import pseudo_reference
@@ -42,10 +43,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, .
     `checkpoints/checkpoint_<step>.pth`, `checkpoints-meta/checkpoint.pth` (to resume) and `tensorboard/`; and
     `workdir/data/`, what the networks learn from. Under `torchrun` its processes share every batch.
     """
-    check_training(config)
-    refuse_unwritable(workdir)
     with processes() as among:
         among.refuse_differences(config)
+        check_training(config)
+        refuse_unwritable(workdir)
         for name in models:
             Training(config, workdir / name, make_objective(config, workdir, name, among), among).run()
             among.wait()  # LM learns from the file of GM
@@ -152,11 +153,13 @@ def request(scan_sha256: str, config: ml_collections.ConfigDict, priors: tuple[P
     """All that a reconstruction depends on, files by their checksums."""
     settings = json.loads(config.to_json())
     settings["mask"].pop("path")
+    adapted = {name: settings["training"][name] for name in SETTINGS} if config.sampling.adapt else {}
     return {
         "scan_sha256": scan_sha256,
         "mask_sha256": sha256(config.mask.path) if config.mask.path else "",
         "checkpoints_sha256": [sha256(prior.path) for prior in priors],
         "seed": seed,
+        "adaptation": adapted,
         **{part: settings[part] for part in ("data", "mask", "sampling", "ou")},
     }
 

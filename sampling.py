@@ -20,7 +20,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
 from mri.masks import acs_rows, is_lines, lines_along_rows
 from mri.weighting import from_channels, to_channels
-from optimization_unit import OptimizationUnit, with_noise_floor, with_periodicity
+from optimization_unit import OptimizationUnit, with_adapted_noise_floor, with_noise_floor, with_periodicity
 from priors import MODELS, Prior, load_prior, shipped
 from sde_lib import VESDE
 from trust import Trust, cascade_start, find_trust
@@ -139,6 +139,7 @@ def published_cascade(kspace, dc, optimization_unit, priors, sde, sampling, gene
 
 
 SAMPLERS = ("cascade", "published")
+FEWEST_FRAMES = 5  # with fewer, frames stand in for neighbours that are not there
 SMALLEST_ACS = 2  # lines; one to hide, one to keep
 
 
@@ -203,7 +204,7 @@ def reconstruct(
     config = config or get_config()
     sampling = config.sampling
     kspace, mask = checked_scan(kspace, mask)
-    if lines_along_rows(mask) is not mask:  # as the priors know them, and the other way round again
+    if lines_along_rows(mask) is not mask:  # as the priors and the OU know them, and the other way round again
         turned = reconstruct(kspace.mT, mask.mT, global_model, local_model, config, seed, device)
         deviation = None if turned.deviation is None else turned.deviation.mT.contiguous()
         return replace(turned, image=turned.image.mT.contiguous(), deviation=deviation)
@@ -225,13 +226,18 @@ def reconstruct(
     generator = torch.Generator().manual_seed(seed)
     config = with_periodicity(config, measured, mask)
     config = with_noise_floor(config, measured, mask, seed)
+    adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
+    if adapting:
+        config = with_adapted_noise_floor(config, measured, mask, seed)
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
     settings["networks"] = [prior.network.config for prior in priors]
     with_context = all(prior.context is not None for prior in priors)
-    if sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0):
+    if adapting:
         priors, settings["adaptation"] = adapt_priors(measured, mask, priors, config, seed)
+    if with_context and len(mask) < FEWEST_FRAMES:
+        print(f"the scan has {len(mask)} frames, fewer than {FEWEST_FRAMES}: the priors see less around each of them")
     deviation = None
     tried = len(priors) * (1 if with_context else len(sampling.trust_levels))
     total = sampling.iterations if sampling.sampler == "published" else tried
@@ -339,6 +345,11 @@ def check_noise_levels(sampling, priors: list[Prior]) -> None:
             raise InputError(
                 f"{prior.path} sees images with their neighbours; the published sampler needs a model of weighted "
                 "k-space (training.objective=dsm): use --sampler cascade."
+            )
+        if prior.context is not None and sampling.noise_std:
+            raise InputError(
+                f"{prior.path} knows the missing samples alone, so the measured ones stay as they are; set "
+                "sampling.noise_std to 0, or give priors of weighted k-space (training.objective=dsm)."
             )
         if prior.context is None and (sampling.samples or sampling.adapt or sampling.adapt_steps):
             raise InputError(

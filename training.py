@@ -148,9 +148,9 @@ class Share:
 class Training:
     """One model's training.
 
-    A step takes `training.batch_size` frames in all: of every process and every accumulated part together, which
-    see the same frames as one process would. Gradients are averaged by DistributedDataParallel; the first process
-    alone shows progress and writes files.
+    A step takes `training.batch_size` frames in all (fewer where scans have fewer than `training.scene_frames`): of
+    every process and every accumulated part together, which see the same frames as one process would. Gradients are
+    averaged by DistributedDataParallel; the first process alone shows progress and writes files.
 
     Raises
     ------
@@ -181,13 +181,18 @@ class Training:
             ids = [self.device.index] if self.device.type == "cuda" else None
             # layers for the noise level stay unused in a network that is not told it
             unused = not config.model.conditional
-            self.parallel = DistributedDataParallel(self.network, ids, find_unused_parameters=unused)
+            # buffers are constants; sent before every pass, they would have processes that make another number of
+            # passes wait for each other
+            self.parallel = DistributedDataParallel(
+                self.network, ids, find_unused_parameters=unused, broadcast_buffers=False
+            )
         compiled = torch.compile(self.parallel) if settings.compile else self.parallel
         self.score = in_precision(compiled, settings.precision, self.device)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = ExponentialMovingAverage(self.parameters, config.model.ema_rate)
         self.optimizer = make_optimizer(self.parameters, config.optim)
         self.step, self.mean_loss = 0, None
+        self.frames = 0  # since the last entry of the log
 
     def run(self) -> None:
         """Steps until `config.training.n_iters`, with logs and checkpoints on the way."""
@@ -206,7 +211,7 @@ class Training:
         writer = SummaryWriter(self.folder / "tensorboard") if self.among.first else contextlib.nullcontext()
         bar = tqdm(total=settings.n_iters, initial=self.step, desc=f"train {self.name}", unit="step",
                    disable=not self.among.first)  # fmt: skip
-        since, batches = (time.perf_counter(), self.step), self._batches()
+        since, batches = time.perf_counter(), self._batches()
         with bar, writer as log:
             while self.step < settings.n_iters:
                 loss, norm, stopping = self._train_step(batches, stop.asked)
@@ -215,8 +220,8 @@ class Training:
                 self.mean_loss = [0.99 * mean + 0.01 * new for mean, new in zip(before, loss, strict=True)]
                 bar.update()
                 if log and self.step % settings.log_freq == 0:
-                    rate = (self.step - since[1]) * settings.batch_size / (time.perf_counter() - since[0])
-                    since = (time.perf_counter(), self.step)
+                    rate = self.frames / (time.perf_counter() - since)
+                    since, self.frames = time.perf_counter(), 0
                     bar.set_postfix(loss=f"{self.mean_loss[-1]:.4f}", images_per_s=f"{rate:.1f}")
                     for name, value in {"loss": loss[-1], "gradient_norm": norm, "images_per_s": rate}.items():
                         log.add_scalar(name, value, self.step)
@@ -245,7 +250,9 @@ class Training:
         parts = [next(batches) for _ in range(settings.accumulation)]
         # of dropout; after the loader, which takes a number when it begins
         torch.manual_seed(seed_of(self.config.seed, self.step, self.among.rank))
-        size, stop = self.among.total(sum(float(self.objective.size(part)) for part in parts), asked)
+        own = sum(float(self.objective.size(part)) for part in parts)
+        size, stop, frames = self.among.total(own, asked, sum(len(part[0]) for part in parts))
+        self.frames += int(frames)
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         for number, part in enumerate(parts, 1):
@@ -275,8 +282,9 @@ class Training:
             parts = self.config.training.accumulation * -(-len(part[0]) // count)
             return f"the same training in smaller parts is --config.training.accumulation={parts}"
 
-        frames = self.objective.frames_per_draw
-        return within_memory(partial(backward, self.score, part), attempt, len(part[0]), mend, frames)
+        frames, scans = self.objective.frames_per_draw, self.objective.context is not None
+        otherwise = "give fewer --config.training.scene_frames, or take" if scans else "take"
+        return within_memory(partial(backward, self.score, part), attempt, len(part[0]), mend, frames, otherwise)
 
     def _snapshots(self, resume_from: Path, last: bool) -> None:
         settings = self.config.training

@@ -136,7 +136,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.iterations = 300     # published: levels used, from sigma_max down
     sampling.snr = 0.075          # published: r of the Langevin corrector
     sampling.copies = 3           # published: noise copies that share a corrector step
-    sampling.batch_size = 16      # frames per network pass
+    sampling.batch_size = 16      # frames per network pass; a network with model.temporal takes all in one
     sampling.precision = "fp32"   # fp32 | bf16: of the network passes
     sampling.compile = False      # torch.compile the networks; on a GPU as CUDA graphs
     # standard deviation of the measured samples, in units of the scan's scale, for the data consistency of the steps

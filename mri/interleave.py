@@ -131,14 +131,14 @@ def _group_mean(measured: Tensor, mask: Tensor, size: int) -> tuple[Tensor, Tens
 
 
 def fill_nearest(
-    filled: Tensor, known: Tensor, measured: Tensor, mask: Tensor, periodic: bool, frames: Tensor | None = None
+    filled: Tensor, known: Tensor, measured: Tensor, mask: Tensor, periodic: bool
 ) -> tuple[Tensor, Tensor]:
     """Fill unknown locations from the measuring frames at the smallest distance in time, ties averaged.
 
-    `filled` and `known` are of the scan, or of its `frames` alone. Returns both, where nobody measured unchanged.
+    Returns both, where nobody measured unchanged.
     """
     count = measured.shape[0]
-    frames = torch.arange(count, device=measured.device) if frames is None else frames
+    frames = torch.arange(count, device=measured.device)
     for distance in range(1, count // 2 + 1 if periodic else count):
         if known.all():
             break

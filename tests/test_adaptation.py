@@ -16,6 +16,7 @@ from mri.holdout import hide, hide_for_training
 from mri.masks import acs_rows, make_mask
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
+from optimization_unit import with_adapted_noise_floor
 from priors import Prior
 from sampling import reconstruct
 from utils.errors import InputError
@@ -93,6 +94,27 @@ def test_reconstruction_records_the_adaptation_and_refuses_priors_without_contex
     config.sampling.adapt = -1.0
     with pytest.raises(InputError, match="0 or more"):
         reconstruct(*scan, *priors, config)
+
+
+def test_another_noise_floor_is_taken_only_where_hidden_samples_gain_enough(scan):
+    config = settings()
+    config.ou.noise_floor = 0.3  # far too much is thrown away
+    found = with_adapted_noise_floor(config, *scan, 0)
+    assert found.ou.noise_floor < 0.01 and config.ou.noise_floor == 0.3
+    config.sampling.adapt_margin = 0.99
+    assert with_adapted_noise_floor(config, *scan, 0).ou.noise_floor == 0.3
+    kspace, _ = scan
+    mask = make_mask("uniform", SHAPE, 4, 0)
+    assert with_adapted_noise_floor(config, torch.where(mask, kspace, 0), mask, 0) is config
+
+
+def test_any_size_and_a_partial_echo_can_be_adapted_to():
+    """100 is not divisible by 8; of a partial echo the columns of the image are no scans of their own."""
+    kspace, mask = fft2c(make_phantom(5, 100, 5).to(torch.complex64)), make_mask("uniform", (5, 100, 100), 4, 8)
+    mask[..., :30] = False
+    measured = torch.where(mask, kspace, 0) / scan_scale(kspace, mask)
+    _, records = adapt_priors(measured, mask, [untrained("global"), untrained("local")], settings(adapt_steps=2), 0)
+    assert [record["steps"] for record in records] == [2, 2]
 
 
 def test_validation_samples_are_never_learned_from(scan):

@@ -51,7 +51,7 @@ def test_a_temporal_network_sees_all_frames_at_once_or_says_how_many():
     x, near = torch.randn(6, 2, 64, 64), neighbours(6, True)
     prior = Prior(Holding(network, 6), KspaceWeight.published(), "", batch_size=2)
     assert prior.score(x, 0.5, near).shape == x.shape
-    with pytest.raises(InputError, match=r"6 frames .* 3 do: give --frames=3\."):
+    with pytest.raises(InputError, match=r"6 frames .* 3 do: give --config.data.scan_frames=3\."):
         replace(prior, network=Holding(network, 4)).score(x, 0.5, near)
 
 

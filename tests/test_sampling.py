@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from datasets import embedded_acquisition
+from losses import STEP_SHARE
 from models import create_model
 from models.checkpoint import save_model
 from models.context import Context
@@ -428,7 +429,7 @@ def test_a_prior_with_context_takes_the_steps_it_was_trained_through(scan):
     found = prior.denoise(start, 0.1, scan.mask, True)
     assert torch.equal(found[scan.mask], start[scan.mask]) and prior.passes == 2
     one = replace(prior, shares=(1.0,))
-    steps = one.denoise(one.denoise(start, 0.1, scan.mask, True), 0.1 * 0.8, scan.mask, True)
+    steps = one.denoise(one.denoise(start, 0.1, scan.mask, True), 0.1 * STEP_SHARE, scan.mask, True)
     assert torch.allclose(found, steps, atol=1e-6) and not torch.allclose(found, start, atol=1e-4)
 
 

@@ -20,8 +20,9 @@ from utils.errors import InputError
 from utils.frame_file import append_frames, open_frames
 from utils.processes import ALONE, Processes
 
-SCENES = ["--config.training.objective=synthetic", "--config.training.scenes=3"]
-BATCH = ["--config.training.batch_size=8", "--config.training.scene_frames=2"]
+SCENES = ["--config.training.objective=synthetic", "--config.training.scenes=3", "--config.model.temporal"]
+# two scans a part, narrow (lines) and whole (radial) ones, which are seen in passes of their own
+BATCH = ["--config.training.batch_size=16", "--config.training.scene_frames=2", "--config.training.columns=32"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 

@@ -16,6 +16,7 @@ def within_memory(
     frames: int,
     mend: Callable[[int], str],
     least: int = 1,
+    otherwise: str = "take",
 ) -> Result:
     """`job()`, on `frames` frames at once.
 
@@ -27,6 +28,8 @@ def within_memory(
         what to do when it holds so many.
     least
         frames that belong together; only multiples are tried.
+    otherwise
+        what to do when not even these fit, before "a smaller network or scan".
 
     Raises
     ------
@@ -52,7 +55,7 @@ def within_memory(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-    raise InputError(f"{told}, nor any fewer; free memory, or take a smaller network or scan.")
+    raise InputError(f"{told}, nor any fewer; free memory, or {otherwise} a smaller network or scan.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
