@@ -136,7 +136,8 @@ def configuration() -> ConfigDict:
     config = FLAGS.config
     if FLAGS.mask and FLAGS.pattern:
         raise InputError("give --mask (a file) or --pattern (a mask to generate), not both.")
-    for owner, owned in {"data": ("key", "kind", "frames_axis", "dc", "phase"), "mask": ("mask_key",)}.items():
+    for owner, owned in {"data": ("key", "kind", "frames_axis", "dc", "phase"), "mask": ("mask_key",),
+                         "reference": ("reference_key",)}.items():  # fmt: skip
         useless = [f"--{name}" for name in owned if FLAGS[name].value is not None]
         if FLAGS[owner].value is None and useless:
             raise InputError(f"{', '.join(useless)} cannot apply without --{owner}; give it too, or leave them out.")

@@ -228,7 +228,10 @@ def reconstruct(
     config = with_noise_floor(config, measured, mask, seed)
     adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
     if adapting:
+        before = config.ou.noise_floor
         config = with_adapted_noise_floor(config, measured, mask, seed)
+        if config.ou.noise_floor != before:
+            print(f"optimization unit adapted to the scan: ou.noise_floor {before:g} -> {config.ou.noise_floor:g}")
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]

@@ -47,9 +47,11 @@ def find_trust(
 
     Priors with context: σ_0 is the error that the hidden samples tell of, times `sampling.error_gain`; each prior in
     turn is asked, from what the one before it left. Of lines the hidden samples are near DC: they tell whether a prior
-    helps, but of how far to follow it little (in synthetic scenes, where the fit says 0.2 to 1, the best is 0.95 on
-    average, benchmarks/results/priors.md), so one that helps is followed by the mean of α and 1. Priors without: their mean proposes at every level of
-    `sampling.trust_levels`, and the level that explains most of the error wins.
+    helps, but little of how far to follow it (in synthetic scenes, where the fit says 0.2 to 1, the best is 0.95 on
+    average, benchmarks/results/priors.md), so one that helps is followed by the mean of the fit and 1.
+
+    Priors without: their mean proposes at every level of `sampling.trust_levels`, and the level that explains most of
+    the error wins.
 
     Parameters
     ----------
@@ -109,13 +111,13 @@ class Answer:
 def answer(question: Question, prior: Prior, kspace: Tensor, sigma: float) -> Answer:
     """Ask one prior with context."""
     change = question.change(prior, kspace, sigma)
-    alpha, before, after = question.fit(change, kspace, DISTANCE_TO_DC)
+    fit, before, after = question.fit(change, kspace, DISTANCE_TO_DC)
     if after >= (1 - question.config.sampling.context_margin) * before:
-        alpha, after = 0.0, before
-    elif question.lines:
-        alpha = (1 + alpha) / 2
-    kspace = torch.where(question.kept, question.measured, kspace + alpha * change)
-    return Answer(kspace, sigma * (1 - alpha * (1 - prior.remaining)), alpha, before, after)
+        fit, after = 0.0, before
+    # the next prior is asked from where this one is best on the hidden samples: beyond, it would have to mend that
+    kspace = torch.where(question.kept, question.measured, kspace + fit * change)
+    alpha = (1 + fit) / 2 if question.lines and fit > 0 else fit
+    return Answer(kspace, sigma * (1 - fit * (1 - prior.remaining)), alpha, before, after)
 
 
 def _ask_in_turn(question: Question, priors: list[Prior], bar: tqdm | None) -> Trust:

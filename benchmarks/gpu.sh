@@ -2,7 +2,7 @@
 # Everything that is measured on a GPU, in at most nine minutes: parity, tests of the operations, network passes, whole
 # reconstructions, training. Usage: benchmarks/gpu.sh OUT_DIR
 # Writes OUT_DIR/gpu.json and OUT_DIR/gpu.md; a step that fails or runs out of its time is told there.
-# PYTHON: the interpreter (python3). GLDM_SHARED: folder of parity/, for the published scores. SMALL=1: sizes that a CPU
+# PYTHON: the interpreter (that of .venv, else python3). GLDM_SHARED: folder of parity/, for the published scores. SMALL=1: sizes that a CPU
 # runs in a minute or two, to try the script.
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh OUT_DIR" >&2; exit 2; }
@@ -13,7 +13,7 @@ if [ -e "$out/gpu.json" ]; then
     exit 2
 fi
 cd "$(dirname "$0")/.." || exit 2
-python=${PYTHON:-python3}
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 total=520 # seconds; the rest of nine minutes is for collecting

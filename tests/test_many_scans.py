@@ -18,6 +18,7 @@ from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_phantom
 from tests.test_commands import ROOT, TINY, assert_one_sentence, demo, names
+from tests.test_training import free_port
 from utils.errors import InputError
 from utils.files import atomic_folder
 
@@ -99,7 +100,7 @@ def test_bad_scans_are_left_out_and_told(scans, tmp_path, priors):
 def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
     (scans / "broken.mat").write_bytes(b"no scan")  # the process that meets it waits for the other
     checkpoints = ["--checkpoint_global", str(priors[0]), "--checkpoint_local", str(priors[1])]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0",
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", f"--master_port={free_port()}",
                str(ROOT / "PCsampling_demo_svd.py"), *TINY, *checkpoints, *SAMPLER]  # fmt: skip
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
