@@ -25,7 +25,7 @@ HIDINGS = 4  # ways to hide samples of the scan, to learn from
 RATE = 2e-4  # of Adam: a tenth of the training's, which learned from all kinds of scenes
 DECAY = 0.95  # of the average of the weights
 SETTINGS = ("columns", "max_gain", "sigma_jitter")  # of config.training, that an adaptation depends on
-EVERY = 20  # steps between validations
+EVERY = 5  # steps between validations
 PATIENCE = 6  # validations without a better one
 
 

@@ -96,12 +96,12 @@ def test_reconstruction_records_the_adaptation_and_refuses_priors_without_contex
         reconstruct(*scan, *priors, config)
 
 
-def test_another_noise_floor_is_taken_only_where_hidden_samples_gain_enough(scan):
+def test_another_noise_floor_is_taken_only_where_hidden_samples_gain_enough(scan, monkeypatch):
     config = settings()
     config.ou.noise_floor = 0.3  # far too much is thrown away
     found = with_adapted_noise_floor(config, *scan, 0)
     assert found.ou.noise_floor < 0.01 and config.ou.noise_floor == 0.3
-    config.sampling.adapt_margin = 0.99
+    monkeypatch.setattr("optimization_unit.FLOOR_MARGIN", 0.99)
     assert with_adapted_noise_floor(config, *scan, 0).ou.noise_floor == 0.3
     kspace, _ = scan
     mask = make_mask("uniform", SHAPE, 4, 0)
