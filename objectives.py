@@ -233,6 +233,9 @@ def draw_scenes(
 def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
     """The scans of `config.data` with samples hidden in `training.hidings` ways each, in one file, made once."""
     sources = training_sources(config)
+    if config.ou.operator == "auto" and config.sampling.sampler == "cascade":
+        config = config.copy_and_resolve_references()
+        config.ou.operator = "llr"  # as in the synthetic scenes: `motion` takes ten times as long
     operator = OptimizationUnit(config).operator  # ou.operator auto depends on the sampler
     checksum = data_checksum(config, sources, "mask", "ou")
     path = folder / f"measured_{config.training.hidings}_{operator}_{checksum}.npy"

@@ -1,6 +1,8 @@
 """The optimization unit (OU): low rank with data consistency, and the settings it finds in the scan."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from tqdm import tqdm
@@ -12,6 +14,7 @@ from mri.interleave import looks_periodic, pseudo_reference
 from mri.locally_low_rank import LocallyLowRank, fista_locally_low_rank
 from mri.lowrank import HankelLowRank
 from mri.masks import lines_along_rows
+from mri.motion_low_rank import Schedule, motion_low_rank
 from mri.weighting import DISTANCE_TO_DC
 from utils.errors import InputError
 
@@ -20,26 +23,33 @@ Tensor = torch.Tensor
 NOISE_FLOORS = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)  # units of the scan's scale, see `with_noise_floor`
 # a gain of 3 % on hidden samples, which lie near DC, has come with a loss of 0.4 dB in truth
 FLOOR_MARGIN = 0.05
+MOTION_MARGIN = 0.02  # of the error on hidden samples, that low rank along the motion must take away to be followed
+WATCH = 5  # steps of it between two looks at the hidden samples
+OPERATORS = ("auto", "hankel", "llr", "both", "motion")
 
 
 class OptimizationUnit:
-    """Low rank, as `config.ou` says: `hankel` (structured, published), `llr` (locally low rank), or `both` in turn.
+    """Low rank, as `config.ou` says.
 
-    `auto` is `hankel` with the published sampler and `llr`, which benchmarks/quality.py finds better, otherwise.
+    `hankel`: structured, published. `llr`: locally low rank. `both`: these in turn. `motion`: `llr`, then low rank
+    along the motion; after a model `llr`, as it leaves what the model adds. `auto`: `hankel` with the published
+    sampler, otherwise `motion`, which benchmarks/quality.py finds best.
     """
 
     def __init__(self, config, seed: int = 0) -> None:
         ou = config.ou
-        if ou.operator not in ("auto", "hankel", "llr", "both"):
-            raise InputError(f"ou.operator '{ou.operator}' is unknown; choose auto, hankel, llr or both.")
+        if ou.operator not in OPERATORS:
+            raise InputError(
+                f"ou.operator '{ou.operator}' is unknown; choose {', '.join(OPERATORS[:-1])} or {OPERATORS[-1]}."
+            )
         if ou.after not in ("both", "last", "never"):
             raise InputError(f"ou.after '{ou.after}' is unknown; choose both, last or never.")
         self.settings, self.seed = ou, seed
-        automatic = "hankel" if config.sampling.sampler == "published" else "llr"
+        automatic = "hankel" if config.sampling.sampler == "published" else "motion"
         self.operator = automatic if ou.operator == "auto" else ou.operator
         self.hankel = HankelLowRank(ou.window, ou.rank, ou.sweeps) if self.operator in ("hankel", "both") else None
         self.llr = None
-        if self.operator in ("llr", "both"):
+        if self.operator in ("llr", "both", "motion"):
             self.llr = LocallyLowRank(ou.noise_floor, ou.patches, seed, ou.hard)
 
     def follows(self, last: bool) -> bool:
@@ -68,18 +78,41 @@ class OptimizationUnit:
             kspace = fista_locally_low_rank(
                 kspace, measured, mask, ou.noise_floor, ou.patches, ou.llr_iterations, ou.anneal, self.seed, ou.hard
             )
+        if self.operator == "motion":
+            patch = ou.motion_patch or ou.motion_patches[len(ou.motion_patches) // 2]
+            steps = self.along_motion(kspace, measured, mask, patch, periodic)
+            (kspace,) = deque(islice(steps, ou.motion_taken or None), maxlen=1)
         if self.hankel is not None:
             for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False, disable=None):
                 kspace = data_consistency(fft2c(self.hankel(ifft2c(kspace))), measured, mask)
         return kspace
 
+    def along_motion(
+        self, start: Tensor, measured: Tensor, mask: Tensor, patch: int, periodic: bool
+    ) -> Iterator[Tensor]:
+        """k-space after every step of `mri.motion_low_rank`, with the settings of this OU."""
+        ou = self.settings
+        schedule = Schedule(ou.motion_first, ou.motion_last, ou.motion_steps)
+        return motion_low_rank(start, measured, mask, patch, schedule, periodic, self.seed)
+
     def check(self, frames: int, height: int, width: int) -> None:
         """Raise `InputError` for a window, rank or patch that does not fit a scan of this shape."""
         if self.hankel is not None:
             self.hankel.check(frames, height, width)
-        patches = self.settings.patches
-        if self.llr is not None and not (patches and all(1 <= patch <= min(height, width) for patch in patches)):
-            raise InputError(f"ou.patches {tuple(patches)} must lie between 1 and {min(height, width)} pixels.")
+        ou, side = self.settings, min(height, width)
+        given = {"patches": ou.patches} if self.llr is not None else {}
+        if self.operator == "motion":
+            given["motion_patches"] = ou.motion_patches
+            if not (ou.motion_first >= ou.motion_last > 0 and ou.motion_steps >= 1):
+                raise InputError("ou.motion_first ≥ ou.motion_last > 0 and ou.motion_steps ≥ 1 are needed.")
+            if not (0 <= ou.motion_patch <= side and 0 <= ou.motion_taken <= ou.motion_steps):
+                raise InputError(
+                    f"ou.motion_patch must lie between 0 (found) and {side} pixels, ou.motion_taken between 0 and "
+                    f"ou.motion_steps = {ou.motion_steps}."
+                )
+        for name, patches in given.items():
+            if not (patches and all(1 <= patch <= side for patch in patches)):
+                raise InputError(f"ou.{name} {tuple(patches)} must lie between 1 and {side} pixels.")
 
 
 def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0) -> Tensor:
@@ -88,9 +121,23 @@ def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0)
         return optimization_unit_alone(kspace.mT, mask.mT, config, seed).mT
     scale = scan_scale(kspace, mask)
     measured = torch.where(mask, kspace, 0) / scale
+    config = with_scan_settings(config, measured, mask, seed)
+    return ifft2c(OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)) * scale
+
+
+def settings_of_scan(config, kspace: Tensor, mask: Tensor, seed: int = 0):
+    """`with_scan_settings` of a scan in its own units and lines in either direction; arguments as `reconstruct`."""
+    if lines_along_rows(mask) is not mask:
+        return settings_of_scan(config, kspace.mT, mask.mT, seed)
+    measured = torch.where(mask, kspace, 0) / scan_scale(kspace, mask)
+    return with_scan_settings(config, measured, mask, seed)
+
+
+def with_scan_settings(config, measured: Tensor, mask: Tensor, seed: int):
+    """The configuration with all that it leaves open for the OU to find in a scan of unit scale."""
     config = with_periodicity(config, measured, mask)
     config = with_noise_floor(config, measured, mask, seed)
-    return ifft2c(OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)) * scale
+    return with_motion(config, measured, mask, seed)
 
 
 def with_periodicity(config, measured: Tensor, mask: Tensor):
@@ -131,6 +178,42 @@ def with_adapted_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     return _with_floor(config, best)
 
 
+def with_motion(config, measured: Tensor, mask: Tensor, seed: int):
+    """The configuration with the patch and the number of steps of low rank along the motion, found on hidden samples.
+
+    The OU reconstructs the scan without them, with every patch of `ou.motion_patches`, and looks at them every few
+    steps: as the threshold falls their error does, until noise or aliasing is followed. Where no patch and number of
+    steps leaves MOTION_MARGIN less than `llr` alone, or the mask leaves no sample to hide, the OU becomes `llr`.
+    Errors are weighted as in `with_noise_floor`.
+    """
+    unit, ou = OptimizationUnit(config, seed), config.ou
+    if unit.operator != "motion" or (ou.motion_patch and ou.motion_taken):
+        return config
+    found = config.copy_and_resolve_references()
+    found.ou.operator = "llr"
+    kept, hidden = hide(mask, seed=seed)
+    if not hidden.any():
+        return found
+    known, periodic = torch.where(kept, measured, 0), config.data.periodic
+    start = OptimizationUnit(found, seed).alone(known, kept, periodic)
+    least = (1 - MOTION_MARGIN) * _hidden_error(start, measured, hidden)
+    patches = (ou.motion_patch,) if ou.motion_patch else ou.motion_patches
+    with tqdm(patches, desc="OU: patches to follow the motion", leave=False, disable=None) as bar:
+        for patch in bar:
+            for step, kspace in enumerate(unit.along_motion(start, known, kept, patch, periodic), 1):
+                if step % WATCH and step != ou.motion_steps:
+                    continue
+                error = _hidden_error(kspace, measured, hidden)
+                if error < least:
+                    least = error
+                    found.ou.operator, found.ou.motion_patch, found.ou.motion_taken = "motion", patch, step
+    return found
+
+
+def _hidden_error(kspace: Tensor, measured: Tensor, hidden: Tensor) -> float:
+    return DISTANCE_TO_DC(kspace - measured)[hidden].norm().item()
+
+
 def _hidden_errors(
     floors: Sequence[float], config, measured: Tensor, mask: Tensor, seed: int
 ) -> dict[float, float]:
@@ -140,10 +223,12 @@ def _hidden_errors(
     if not hidden.any():
         return {}
     known, errors = torch.where(kept, measured, 0), {}
+    if OptimizationUnit(config).operator == "motion":  # whose start `llr` is
+        config = config.copy_and_resolve_references()
+        config.ou.operator = "llr"
     for floor in floors:
         unit = OptimizationUnit(_with_floor(config, floor), seed)
-        predicted = unit.alone(known, kept, config.data.periodic)
-        errors[floor] = DISTANCE_TO_DC(predicted - measured)[hidden].norm().item()
+        errors[floor] = _hidden_error(unit.alone(known, kept, config.data.periodic), measured, hidden)
     return errors
 
 

@@ -20,7 +20,7 @@ from mri.interleave import pseudo_reference
 from mri.io import sha256
 from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
-from optimization_unit import optimization_unit_alone, with_periodicity
+from optimization_unit import optimization_unit_alone, settings_of_scan
 from priors import MODELS, Prior, load_prior
 from sampling import Reconstruction, check_running, reconstruct
 from training import Training, check_training
@@ -61,7 +61,8 @@ def compare_methods(
     scan: Acquisition, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float], Reconstruction]:
     """Images and seconds of every row of the table, and the reconstruction itself. Sees no reference."""
-    periodic = with_periodicity(config, scan.kspace, scan.mask).data.periodic
+    config = settings_of_scan(config, scan.kspace, scan.mask, seed)  # once for all rows
+    periodic = config.data.periodic
     device = "cuda" if torch.cuda.is_available() else "cpu"
     final: list[Reconstruction] = []
 

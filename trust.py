@@ -83,7 +83,8 @@ class Question:
     def __post_init__(self) -> None:
         self.error = missing_error(self.measured - self.start, self.hidden, self.kept | self.hidden)
         self.count = int(self.hidden.sum())
-        self.lines = is_lines(self.kept | self.hidden)
+        # what hidden samples tell too little of: how far to follow a prior of lines after `llr`
+        self.far = is_lines(self.kept | self.hidden) and OptimizationUnit(self.config).operator != "motion"
 
     def change(self, prior: Prior, kspace: Tensor, sigma: float) -> Tensor:
         """D − x of one prior, as k-space."""
@@ -116,7 +117,7 @@ def answer(question: Question, prior: Prior, kspace: Tensor, sigma: float) -> An
         fit, after = 0.0, before
     # the next prior is asked from where this one is best on the hidden samples: beyond, it would have to mend that
     kspace = torch.where(question.kept, question.measured, kspace + fit * change)
-    alpha = (1 + fit) / 2 if question.lines and fit > 0 else fit
+    alpha = (1 + fit) / 2 if question.far and fit > 0 else fit
     return Answer(kspace, sigma * (1 - fit * (1 - prior.remaining)), alpha, before, after)
 
 

@@ -145,7 +145,8 @@ def get_default_configs() -> ml_collections.ConfigDict:
 
     config.ou = ou = ml_collections.ConfigDict()
     ou.after = "both"             # both: after GM and LM (paper, Fig. 1); last: after LM only (its code); never
-    ou.operator = "auto"          # hankel: structured (published); llr: locally low rank; both; auto: by sampler
+    # hankel: structured (published); llr: locally low rank; both; motion: llr, then along the motion; auto: by sampler
+    ou.operator = "auto"
     ou.window = 8                 # hankel: k-space window, samples
     ou.rank = 0                   # hankel: singular vectors kept; 0: the published share, 96 at 16 frames and window 8
     ou.sweeps = 1                 # hankel: subspace iterations per step; 0: exact eigh
@@ -155,6 +156,12 @@ def get_default_configs() -> ml_collections.ConfigDict:
     ou.hard = False               # llr: keep or drop singular values (hard) rather than shrink them (soft)
     ou.anneal = 4.0               # llr: the threshold begins this many times larger
     ou.llr_iterations = 100       # llr: FISTA iterations of the OU alone
+    ou.motion_patches = (4, 6, 8)  # motion: sides of the patches to choose from on hidden samples, pixels
+    ou.motion_patch = 0           # motion: side of the patches; 0: found
+    ou.motion_steps = 40          # motion: steps of the schedule of noise levels …
+    ou.motion_taken = 0           # … and how many of them are taken; 0: found with the patch
+    ou.motion_first = 0.05        # motion: noise per pixel of the first step, in units of the scan's scale …
+    ou.motion_last = 0.001        # … and of the last
 
     config.eval = evaluate = ml_collections.ConfigDict()
     evaluate.path = ""            # scan file or folder to reconstruct with --mode=eval; empty: the embedded scan

@@ -42,6 +42,7 @@ def tiny_config():
     config.optim.warmup = 2
     config.sampling.num_scales, config.sampling.iterations = 8, 2
     config.ou.rank, config.ou.window = 12, 4
+    config.ou.motion_patches, config.ou.motion_steps = (4,), 5
     return config
 
 

@@ -24,6 +24,7 @@ def scan():
 
 def reconstructed(scan, **sampling):
     config = get_config()
+    config.ou.operator = "llr"  # after which the priors have something to add
     config.sampling.update(sampling)
     return reconstruct(scan[0], scan[1], config=config)
 

@@ -1,0 +1,206 @@
+"""Low rank along the motion: the tracks, the shrinkage, and what the optimization unit makes of them."""
+
+from collections import deque
+
+import pytest
+import torch
+
+from configs.ve.cpu_demo import get_config
+from mri import motion_low_rank as module
+from mri.consistency import scan_scale
+from mri.fourier import fft2c, ifft2c
+from mri.locally_low_rank import shrink_patches
+from mri.masks import make_mask
+from mri.metrics import evaluate
+from mri.motion_low_rank import (
+    MEMBERS,
+    SEARCH,
+    Schedule,
+    Tracks,
+    motion_low_rank,
+    nearest_frames,
+    shrink_tracks,
+    track,
+)
+from mri.phantom import make_phantom
+from optimization_unit import OptimizationUnit, optimization_unit_alone, settings_of_scan, with_scan_settings
+from priors import load_prior
+from sampling import reconstruct
+from utils.errors import InputError
+
+
+def texture(height=24, width=20, seed=0):
+    return torch.randn(height, width, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def moving(frames=8, seed=0):
+    """A texture that moves one pixel down and one left from frame to frame, there and back."""
+    image = texture(seed=seed)
+    places = [min(t, frames - t) for t in range(frames)]
+    return torch.stack([torch.roll(image, (place, -place), dims=(0, 1)) for place in places])
+
+
+def test_patches_are_followed():
+    image = moving(4)
+    tracks = track(image, 5)
+    assert tracks.corners.shape == (4 * 12 * 10, 4)  # every frame is a reference; patches start every 2 pixels
+    height, width = image.shape[1:]
+    reference = tracks.corners[tracks.corners[:, 0] // (height * width) == 0]  # nearest to a frame is the frame itself
+    shift = {0: 0, 1: 1, 2: 2, 3: 1}
+    for place, member in enumerate(nearest_frames(4, 0, False).tolist()):
+        assert (reference[:, place] // (height * width) == member).all()
+        own, other = reference[:, 0] % (height * width), reference[:, place] % (height * width)
+        down, left = shift[member], shift[member]
+        expected = (own // width + down) % height * width + (own % width - left) % width
+        assert torch.equal(other, expected)
+
+
+def test_motion_beyond_the_search_is_not_followed():
+    still = torch.stack([texture(), torch.roll(texture(), (SEARCH + 1, 0), dims=(0, 1))])
+    places = track(still, 6).corners % still[0].numel()
+    assert not torch.equal(places[:, 1], (places[:, 0] + (SEARCH + 1) * still.shape[2]) % still[0].numel())
+
+
+def test_what_moves_without_changing_has_rank_one():
+    """The threshold that takes most of the noise leaves the moving texture; at fixed places it cannot."""
+    truth = moving()
+    noisy = truth + 0.2 * torch.stack([texture(seed=seed) for seed in range(1, 9)])
+    threshold = 0.2 * (6 + 8**0.5)
+    followed = shrink_tracks(noisy, track(noisy, 6), threshold)
+    fixed = shrink_patches(noisy, threshold, 6)
+    error = {name: (image - truth).norm() / (noisy - truth).norm() for name, image in
+             {"followed": followed, "fixed": fixed}.items()}  # fmt: skip
+    assert error["followed"] < 0.55 and error["fixed"] > 1
+
+
+@pytest.mark.parametrize("patch", [2, 3])  # fewer pixels than members, and more
+def test_garrote_of_the_singular_values(patch):
+    """Patches that tile the image, so that every group can be seen on its own."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(6, 6, 6, dtype=torch.complex64, generator=generator)
+    rows = torch.arange(0, 6, patch)
+    first = (rows[:, None] * 6 + rows).flatten()[:, None]
+    tracks = Tracks(first + 36 * torch.arange(6), patch, torch.ones(6, 6, 6))
+    found = shrink_tracks(image, tracks, 1.5)
+    for top in rows.tolist():
+        for left in rows.tolist():
+            block = (slice(None), slice(top, top + patch), slice(left, left + patch))
+            u, s, v = torch.linalg.svd(image[block].flatten(1), full_matrices=False)
+            expected = (u * (s * (1 - 1.5**2 / s**2).clamp(min=0))) @ v
+            assert torch.allclose(found[block].flatten(1), expected, atol=1e-5)
+
+
+def test_threshold_zero_changes_nothing_and_pixels_of_no_patch_stay(monkeypatch):
+    image = moving()
+    tracks = track(image, 4)
+    assert torch.allclose(shrink_tracks(image, tracks, 0.0, (1, 1)), image, atol=1e-5)
+    covered = torch.zeros(image.shape)
+    covered[:, 3:7, 5:9] = 1
+    one = Tracks((3 * 20 + 5 + 480 * torch.arange(8))[None], 4, covered)
+    found = shrink_tracks(image, one, 1e3)
+    assert torch.equal(found[covered == 0], image[covered == 0])
+    assert (found[covered > 0] == 0).all()
+    whole = shrink_tracks(image, tracks, 1.0)
+    monkeypatch.setattr(module, "GROUPS", 7)
+    assert torch.allclose(shrink_tracks(image, track(image, 4), 1.0), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frames", "members", "references"), [(3, 3, 3), (8, 8, 4), (40, MEMBERS, 10)])
+def test_groups_of_short_and_long_scans(frames, members, references):
+    image = torch.stack([texture(8, 8, seed=seed) for seed in range(frames)])
+    assert track(image, 4).corners.shape == (references * 16, members)
+
+
+def test_nearest_frames():
+    assert nearest_frames(6, 5, False).tolist() == [5, 4, 3, 2, 1, 0]
+    assert nearest_frames(6, 5, True).tolist() == [5, 0, 4, 1, 3, 2]
+
+
+@pytest.fixture(scope="module")
+def scan():
+    image = make_phantom(8, 64, 3).to(torch.complex64)
+    mask = make_mask("uniform", image.shape, 4, 8)
+    scale = scan_scale(fft2c(image), mask)
+    return torch.where(mask, fft2c(image), 0) / scale, mask, image / scale
+
+
+def short():
+    config = get_config()
+    config.ou.motion_patches, config.ou.motion_steps, config.ou.motion_last = (6,), 10, 0.002
+    return config
+
+
+def test_steps_keep_the_measured_samples_and_improve(scan):
+    measured, mask, truth = scan
+    config = get_config()
+    config.ou.operator = "llr"
+    start = OptimizationUnit(config).alone(measured, mask, True)
+    steps = list(motion_low_rank(start, measured, mask, 6, Schedule(0.05, 0.002, 15), True, seed=1))
+    assert len(steps) == 15 and all(torch.equal(step[mask], measured[mask]) for step in steps)
+    again = deque(motion_low_rank(start, measured, mask, 6, Schedule(0.05, 0.002, 15), True, seed=1), maxlen=1)[0]
+    assert torch.equal(again, steps[-1])
+    assert evaluate(ifft2c(steps[-1]), truth)["psnr"] > evaluate(ifft2c(start), truth)["psnr"] + 2
+
+
+def test_schedule_falls_geometrically():
+    noise = [Schedule(0.08, 0.01, 4).noise(step) for step in range(4)]
+    assert noise == pytest.approx([0.08, 0.04, 0.02, 0.01])
+    assert Schedule(0.08, 0.01, 1).noise(0) == 0.08
+
+
+def test_patch_and_steps_are_found_on_hidden_samples(scan):
+    measured, mask, _ = scan
+    config = short()
+    config.ou.motion_patches = (6, 8)
+    found = with_scan_settings(config, measured, mask, 0)
+    assert found.ou.operator == "motion" and found.ou.motion_patch in (6, 8) and found.ou.motion_taken % 5 == 0
+    assert config.ou.motion_patch == 0  # a copy
+    spoiled = torch.where(mask, measured, 9)
+    assert with_scan_settings(config, spoiled, mask, 0).to_json() == found.to_json()
+    assert settings_of_scan(config, 100 * measured.mT, mask.mT).to_json() == found.to_json()
+    image = optimization_unit_alone(measured, mask, config)
+    assert torch.equal(image, optimization_unit_alone(measured, mask, found))
+    found.ou.motion_taken -= 1
+    assert not torch.equal(image, optimization_unit_alone(measured, mask, found))
+    config.ou.motion_patch, config.ou.motion_taken = 8, 10  # both given: nothing is looked for
+    assert with_scan_settings(config, measured, mask, 0).ou.to_dict() == config.ou.to_dict()
+
+
+def test_where_following_the_motion_does_not_help_it_is_not_done(scan, monkeypatch):
+    measured, mask, _ = scan
+    monkeypatch.setattr("optimization_unit.MOTION_MARGIN", 0.999)
+    assert with_scan_settings(short(), measured, mask, 0).ou.operator == "llr"
+    monkeypatch.undo()
+    without_acs = mask & (torch.arange(64)[:, None] // 4 != 7) & (torch.arange(64)[:, None] // 4 != 8)
+    assert with_scan_settings(short(), measured, without_acs, 0).ou.operator == "llr"  # no line can be hidden
+
+
+def test_reconstruction_tells_what_was_found(scan, priors):
+    measured, mask, truth = scan
+    config = short()
+    config.sampling.trust_levels = (0.1,)
+    result = reconstruct(measured, mask, *(load_prior(path) for path in priors), config)
+    told = result.settings["config"]["ou"]
+    assert told["operator"] == "motion" and told["motion_patch"] == 6 and 0 < told["motion_taken"] <= 10
+    before = config.copy_and_resolve_references()
+    before.ou.operator = "llr"
+    without = reconstruct(measured, mask, *(load_prior(path) for path in priors), before)
+    assert evaluate(result.image, truth)["psnr"] > evaluate(without.image, truth)["psnr"] + 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"motion_patches": (4, 99)}, "motion_patches"), ({"motion_patches": ()}, "motion_patches"),
+     ({"motion_last": 0.0}, "motion_last"), ({"motion_last": 1.0}, "motion_first"), ({"motion_steps": 0}, "steps"),
+     ({"motion_patch": 65}, "motion_patch"), ({"motion_taken": 41}, "motion_taken")],
+)  # fmt: skip
+def test_bad_settings(scan, change, words):
+    config = get_config()
+    config.ou.update(change)
+    with pytest.raises(InputError, match=words):
+        reconstruct(scan[0], scan[1], config=config)
+
+
+def test_patch_larger_than_the_image():
+    with pytest.raises(InputError, match="does not fit"):
+        track(moving(2), 25)
