@@ -34,7 +34,7 @@ ORDERS = {
     "GM→LM": ("global", "local"),
 }
 STARTS = ("zero_filled", "pseudo_reference")
-OPERATORS = ("hankel", "llr", "both")  # of the OU alone
+OPERATORS = ("hankel", "llr", "both", "motion")  # of the OU alone
 AFTER = {"no": "never", "yes": "both"}  # with models: whether the OU comes after each of them
 
 
@@ -137,7 +137,9 @@ def main() -> None:
                 scores = measure(row.method, runs, bar).scores
                 rows.append({**case.columns(runs[0][1].name), **row.columns(), **scores})
                 write_tables(out, rows, "\nUnfinished.\n")
-    auto = " (hankel with the published sampler, llr with the cascade)" if config.ou.operator == "auto" else ""
+    auto = ""
+    if config.ou.operator == "auto":
+        auto = " (hankel with the published sampler; llr with the cascade, which starts from motion)"
     text = f"ou `yes`: after each model, the operator {config.ou.operator}{auto}. Differences in PSNR:"
     write_tables(out, rows, f"\n{text}\n\n{findings(rows)}\n")
     write_record(out / "ablation.json", "benchmarks.ablation", config)

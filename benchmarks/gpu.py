@@ -49,6 +49,9 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+OPERATORS = {"published": "hankel", "cascade": "llr"}  # of the OU, where the networks are timed
+
+
 def published_config(small: bool) -> ml_collections.ConfigDict:
     """The published configuration; with `small` one that a CPU runs in seconds."""
     config = SIAT_kdata_ncsnpp.get_config()
@@ -135,16 +138,19 @@ def random_priors(
 def reconstruction(small: bool) -> Iterator[dict]:
     """Whole reconstructions: published size and random weights by both samplers, and the shipped priors."""
     for size in (64,) if small else (96, 192):
-        config = cpu_demo.get_config()
-        config.data.image_size, config.data.frames = size, 5 if small else 16
-        row = {"what": "cascade, shipped priors", "precision": "fp32", "compiled": False}
-        yield from timed(row, config, (None, None))
+        for operator in ("llr", "motion"):
+            config = cpu_demo.get_config()
+            config.data.image_size, config.data.frames = size, 5 if small else 16
+            config.ou.operator = operator
+            row = {"what": f"cascade, shipped priors, OU {operator}", "precision": "fp32", "compiled": False}
+            yield from timed(row, config, (None, None))
     sign, iterations = sign_to_follow(published_config(small)), 2 if small else 10
     for precision, compile in WAYS[:2] if small else WAYS:  # what compiles comes last
         for sampler in ("cascade", "published"):
             config = published_config(small)
             config.sampling.sampler, config.sampling.iterations = sampler, iterations
             config.sampling.trust_margin = 0.0
+            config.ou.operator = OPERATORS[sampler]
             full = SIAT_kdata_ncsnpp.get_config().sampling.iterations
             row = {"what": f"{sampler}, published network at random", "precision": precision, "compiled": compile}
             yield from timed(row, config, random_priors(config, precision, compile, sign),
@@ -154,6 +160,7 @@ def reconstruction(small: bool) -> Iterator[dict]:
 def sign_to_follow(config: ml_collections.ConfigDict) -> int:
     """The sign with which the cascade follows the random priors: one of the two points the right way by chance."""
     config.sampling.sampler, config.sampling.trust_margin = "cascade", 0.0
+    config.ou.operator = OPERATORS["cascade"]
     scan = embedded_scan(config.data.image_size, config.data.frames)
     result = reconstruct(scan.kspace, scan.mask, *random_priors(config), config, 0, device())
     return 1 if result.settings["trust"]["sigma"] > 0 else -1

@@ -175,6 +175,7 @@ def main() -> None:
     config.training.update({"batch_size": flags.batch, "precision": flags.precision, "compile": flags.compile})
     check_training(config)
     testing = cpu_demo.get_config()
+    testing.ou.operator = "llr"  # which the priors are trained on; after `motion` there is little to tell them apart by
     testing.data.image_size, testing.data.frames = flags.size, flags.frames
     testing.data.scan_size, testing.data.scan_frames = flags.size, flags.frames
     with tempfile.TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ def untrained(role):
 
 def settings(**sampling):
     config = get_config()
-    config.ou.llr_iterations = 20
+    config.ou.operator, config.ou.llr_iterations = "llr", 20
     config.data.periodic = True
     config.sampling.update({"adapt_steps": 60, **sampling})
     return config
