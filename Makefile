@@ -6,7 +6,7 @@ READY := .venv/.installed
 .PHONY: test demo lint clean
 
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 demo: $(READY)
 	$(BIN)/python PCsampling_demo_svd.py

@@ -14,14 +14,15 @@ from datasets import PreparedScene, SceneBatch, SceneFrames, advance_scene, prep
 from losses import ExponentialMovingAverage, completion_loss, completion_size
 from models.precision import in_precision
 from mri.holdout import hide
-from optimization_unit import with_periodicity
+from optimization_unit import OptimizationUnit, with_periodicity
 from priors import Prior
 from trust import Answer, Question, answer, cascade_start
 
 Tensor = torch.Tensor
 
 FRAMES = 16  # per step, at most
-HIDINGS = 4  # ways to hide samples of the scan, to learn from
+HIDINGS = 4  # ways to hide samples of the scan, to learn from …
+HIDINGS_MOTION = 2  # … where the OU follows the motion, which takes ten times as long
 RATE = 2e-4  # of Adam: a tenth of the training's, which learned from all kinds of scenes
 DECAY = 0.95  # of the average of the weights
 SETTINGS = ("columns", "max_gain", "sigma_jitter")  # of config.training, that an adaptation depends on
@@ -70,9 +71,10 @@ def adapt_priors(
         return priors, []
     known = torch.where(kept, measured, 0)
     question = Question(cascade_start(known, kept, config, seed), measured, kept, hidden, config)
+    ways = HIDINGS_MOTION if OptimizationUnit(config).operator == "motion" else HIDINGS
     scenes = [
         prepare_measured(known, kept, config, seed + number)
-        for number in tqdm(range(1, HIDINGS + 1), desc="adapt: OU without hidden samples", unit="way", leave=False)
+        for number in tqdm(range(1, ways + 1), desc="adapt: OU without hidden samples", unit="way", leave=False)
     ]
     kspace, sigma = question.start, config.sampling.error_gain * question.error
     adapted, records = [], []

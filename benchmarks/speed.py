@@ -160,13 +160,14 @@ def network_row(size: int, frames: int) -> dict:
 def reconstruction_row(sampler: str, size: int, frames: int, iterations: int) -> dict:
     """A whole `cascade`, or as many iterations of `published` as asked for: nothing is scaled up unsaid."""
     scan, config = embedded_scan(size, frames), get_config()
+    config.ou.operator = "llr" if sampler == "cascade" else "hankel"
     config.sampling.sampler, full = sampler, config.sampling.iterations
     config.sampling.iterations = min(iterations, full)
     results = []
     start = time.perf_counter()
     peak = peak_mib(lambda: results.append(reconstruct(scan.kspace, scan.mask, config=config)))
     seconds = time.perf_counter() - start
-    note = f"{results[0].settings['passes_per_frame']} passes per frame"
+    note = f"OU {config.ou.operator}, {results[0].settings['passes_per_frame']} passes per frame"
     if sampler == "published" and iterations < full:
         scaled = seconds / iterations * full
         note += f"; {iterations} of {full} iterations measured, all would take {scaled:.3g} s (scaled up)"

@@ -25,11 +25,12 @@ for case in "$@"; do
         --config.training.batch_size=4 --config.training.n_iters=150 "${train[@]}"
     # the published sampler: the published range of σ in 12 of 40 levels
     for sampler in cascade published; do
+        operator=$([ $sampler = cascade ] && echo llr || echo hankel)
         $python PCsampling_demo_svd.py "${small[@]}" --data "$data/rat_cine_192x192x8.mat" --frames 16 "${sample[@]}" \
             --checkpoint_global "exp/rat_$case/global/model.safetensors" \
             --checkpoint_local "exp/rat_$case/local/model.safetensors" \
             --config.sampling.num_scales=40 --config.sampling.iterations=12 \
-            --sampler $sampler --out "results/rat_${case}_$sampler" --overwrite
+            --config.ou.operator=$operator --sampler $sampler --out "results/rat_${case}_$sampler" --overwrite
     done
     $python PCsampling_demo_svd.py --data "$data/rat_cine_192x192x8.mat" --frames 16 "${sample[@]}" \
         --config.sampling.samples=6 --out "results/rat_${case}_shipped" --overwrite

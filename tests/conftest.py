@@ -8,6 +8,9 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton's kernels run on the CPU; read when Triton is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: one thread each, of their commands too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
 
 from configs.default import get_default_configs
 from models import create_model

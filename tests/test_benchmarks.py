@@ -204,7 +204,8 @@ def table(path):
 def tiny_models(priors):
     return ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1], "--set", "sampling.num_scales=8",
             "--set", "sampling.iterations=1", "--set", "sampling.trust_levels=(0.1,)",
-            "--set", "ou.llr_iterations=3"]  # fmt: skip
+            "--set", "ou.llr_iterations=3", "--set", "ou.motion_patches=(4,)",
+            "--set", "ou.motion_steps=2"]  # fmt: skip
 
 
 def test_quality(tmp_path, priors):
@@ -242,7 +243,8 @@ def test_methods_of_the_quality_table(tiny):
 
 
 def test_adapted_priors_have_a_row_of_their_own(tmp_path):
-    flags = ["--size", 64, "--frames", 5, "--acceleration", 4, "--seeds", "1", "--set", "sampling.adapt_steps=1"]
+    flags = ["--size", 64, "--frames", 5, "--acceleration", 4, "--seeds", "1", "--set", "sampling.adapt_steps=1",
+             "--set", "ou.operator=llr"]  # fmt: skip
     names = "gldm_synthetic,gldm_adapted"
     command("benchmarks.quality", *flags, "--methods", names, "--out", "out", cwd=tmp_path)
     rows = table(tmp_path / "out" / "quality.csv")[1]
@@ -285,7 +287,7 @@ def test_ablation(tmp_path, priors, monkeypatch, capsys):
     columns, rows = table(out / "ablation.csv")
     assert tuple(columns) == ablation.COLUMNS
     models = [row for row in rows if row["stages"] != "none"]
-    assert len(rows) - len(models) == 5 and len(models) == 4 * (4 + 3)
+    assert len(rows) - len(models) == 6 and len(models) == 4 * (4 + 3)
     assert {row["stages"] for row in models} == {"GM", "LM", "LM→GM", "GM→LM"}
     assert any(line.startswith("- OU after every model rather than never:") for line in lines)
     assert any("against the best OU alone" in line for line in lines)
