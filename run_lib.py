@@ -126,7 +126,12 @@ def reconstruct_scan(
         **result.settings,
         "log": result.log,
     }
-    trust = result.settings.get("trust", {})
+    unit, trust = result.settings["config"]["ou"], result.settings.get("trust", {})
+    if trust and unit["operator"] == "motion":
+        side, taken, steps = unit["motion_patch"], unit["motion_taken"], unit["motion_steps"]
+        print(f"the optimization unit follows the motion: patches of {side}×{side} pixels, {taken} of {steps} steps")
+    elif trust and config.ou.operator == "auto":
+        print("the optimization unit does not follow the motion: no hidden samples, or none predicted better by it")
     if trust.get("sigma") == 0:
         why = "predict the samples hidden from them no better than the optimization unit does"
         if not trust["hidden"]:

@@ -237,7 +237,8 @@ def reconstruct(
         config = with_adapted_noise_floor(config, measured, mask, seed)
         if config.ou.noise_floor != before:
             print(f"optimization unit adapted to the scan: ou.noise_floor {before:g} -> {config.ou.noise_floor:g}")
-    config = with_motion(config, measured, mask, seed)
+    if config.ou.after != "never":
+        config = with_motion(config, measured, mask, seed)
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]

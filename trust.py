@@ -48,7 +48,8 @@ def find_trust(
     Priors with context: σ_0 is the error that the hidden samples tell of, times `sampling.error_gain`; each prior in
     turn is asked, from what the one before it left. Of lines the hidden samples are near DC: they tell whether a prior
     helps, but little of how far to follow it (in synthetic scenes, where the fit says 0.2 to 1, the best is 0.95 on
-    average, benchmarks/results/priors.md), so one that helps is followed by the mean of the fit and 1.
+    average, benchmarks/results/priors.md), so one that helps is followed by the mean of the fit and 1. That was
+    measured after the OU `llr`; after `motion` a prior is followed by the fit.
 
     Priors without: their mean proposes at every level of `sampling.trust_levels`, and the level that explains most of
     the error wins.
@@ -83,8 +84,9 @@ class Question:
     def __post_init__(self) -> None:
         self.error = missing_error(self.measured - self.start, self.hidden, self.kept | self.hidden)
         self.count = int(self.hidden.sum())
-        # what hidden samples tell too little of: how far to follow a prior of lines after `llr`
-        self.far = is_lines(self.kept | self.hidden) and OptimizationUnit(self.config).operator != "motion"
+        self.follow_further = (
+            is_lines(self.kept | self.hidden) and OptimizationUnit(self.config).operator != "motion"
+        )
 
     def change(self, prior: Prior, kspace: Tensor, sigma: float) -> Tensor:
         """D − x of one prior, as k-space."""
@@ -117,7 +119,7 @@ def answer(question: Question, prior: Prior, kspace: Tensor, sigma: float) -> An
         fit, after = 0.0, before
     # the next prior is asked from where this one is best on the hidden samples: beyond, it would have to mend that
     kspace = torch.where(question.kept, question.measured, kspace + fit * change)
-    alpha = (1 + fit) / 2 if question.far and fit > 0 else fit
+    alpha = (1 + fit) / 2 if question.follow_further and fit > 0 else fit
     return Answer(kspace, sigma * (1 - fit * (1 - prior.remaining)), alpha, before, after)
 
 

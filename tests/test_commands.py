@@ -126,6 +126,7 @@ def test_shipped_checkpoints_and_default_scan(tmp_path):
         "PCsampling_demo_svd.py", "--config.sampling.iterations=1", "--frames=3", "--size=64", "--out=out", cwd=tmp_path
     )
     assert "embedded phantom 0: 3 frames of 64×64" in done.stdout and "gldm" in done.stdout
+    assert "the optimization unit follows the motion: patches of" in done.stdout
     assert names(tmp_path / "out") >= ALWAYS
 
 

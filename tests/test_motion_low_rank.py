@@ -188,6 +188,13 @@ def test_reconstruction_tells_what_was_found(scan, priors):
     assert evaluate(result.image, truth)["psnr"] > evaluate(without.image, truth)["psnr"] + 2
 
 
+def test_without_the_unit_nothing_is_looked_for(scan, priors):
+    config = short()
+    config.sampling.trust_levels, config.ou.after = (0.1,), "never"
+    result = reconstruct(*scan[:2], *(load_prior(path) for path in priors), config)
+    assert result.settings["config"]["ou"]["motion_taken"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"motion_patches": (4, 99)}, "motion_patches"), ({"motion_patches": ()}, "motion_patches"),
