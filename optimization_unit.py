@@ -70,7 +70,8 @@ class OptimizationUnit:
     def alone(self, measured: Tensor, mask: Tensor, periodic: bool) -> Tensor:
         """k-space of a scan of unit scale by the OU without any network, from the nearest-in-time start.
 
-        `llr`: FISTA. `hankel`: projection and data consistency in turn. `both`: the one after the other.
+        `llr`: FISTA. `hankel`: projection and data consistency in turn. `both`: the one after the other. `motion`:
+        `llr`, then low rank along the motion, as `with_motion` found it (else the middle patch and all steps).
         """
         kspace, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
         ou = self.settings
@@ -105,6 +106,8 @@ class OptimizationUnit:
             given["motion_patches"] = ou.motion_patches
             if not (ou.motion_first >= ou.motion_last > 0 and ou.motion_steps >= 1):
                 raise InputError("ou.motion_first ≥ ou.motion_last > 0 and ou.motion_steps ≥ 1 are needed.")
+            if ou.motion_taken and not ou.motion_patch:
+                raise InputError("ou.motion_taken is of one ou.motion_patch; give both, or leave both to be found (0).")
             if not (0 <= ou.motion_patch <= side and 0 <= ou.motion_taken <= ou.motion_steps):
                 raise InputError(
                     f"ou.motion_patch must lie between 0 (found) and {side} pixels, ou.motion_taken between 0 and "
@@ -119,6 +122,7 @@ def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0)
     """Image `(frames, height, width)` by the OU of `config` without any network; arguments as `reconstruct`."""
     if lines_along_rows(mask) is not mask:
         return optimization_unit_alone(kspace.mT, mask.mT, config, seed).mT
+    OptimizationUnit(config, seed).check(*mask.shape)
     scale = scan_scale(kspace, mask)
     measured = torch.where(mask, kspace, 0) / scale
     config = with_scan_settings(config, measured, mask, seed)
@@ -135,9 +139,19 @@ def settings_of_scan(config, kspace: Tensor, mask: Tensor, seed: int = 0):
 
 def with_scan_settings(config, measured: Tensor, mask: Tensor, seed: int):
     """The configuration with all that it leaves open for the OU to find in a scan of unit scale."""
-    config = with_periodicity(config, measured, mask)
-    config = with_noise_floor(config, measured, mask, seed)
+    config = with_floor_of_scan(config, measured, mask, seed)
     return with_motion(config, measured, mask, seed)
+
+
+def with_floor_of_scan(config, measured: Tensor, mask: Tensor, seed: int):
+    """The periodicity and the noise floor of `llr`; with `sampling.adapt` another floor where it helps, and said."""
+    config = with_noise_floor(with_periodicity(config, measured, mask), measured, mask, seed)
+    sampling, before = config.sampling, config.ou.noise_floor
+    if sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0):
+        config = with_adapted_noise_floor(config, measured, mask, seed)
+        if config.ou.noise_floor != before:
+            print(f"optimization unit adapted to the scan: ou.noise_floor {before:g} -> {config.ou.noise_floor:g}")
+    return config
 
 
 def with_periodicity(config, measured: Tensor, mask: Tensor):

@@ -22,7 +22,7 @@ from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
 from optimization_unit import optimization_unit_alone, settings_of_scan
 from priors import MODELS, Prior, load_prior
-from sampling import Reconstruction, check_running, reconstruct
+from sampling import Reconstruction, check_running, check_settings, reconstruct
 from training import Training, check_training
 from utils.arguments import command_line
 from utils.errors import InputError
@@ -61,30 +61,34 @@ def compare_methods(
     scan: Acquisition, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float], Reconstruction]:
     """Images and seconds of every row of the table, and the reconstruction itself. Sees no reference."""
-    config = settings_of_scan(config, scan.kspace, scan.mask, seed)  # once for all rows
-    periodic = config.data.periodic
+    check_settings(config, scan.mask)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    kspace, mask = scan.kspace.to(device), scan.mask.to(device)
+    start = time.perf_counter()
+    config = settings_of_scan(config, kspace, mask, seed)  # once for both rows that need them
+    finding = time.perf_counter() - start
+    periodic = config.data.periodic
     final: list[Reconstruction] = []
 
     def merge(window: str) -> Tensor:
-        return ifft2c(pseudo_reference(scan.kspace, scan.mask, window, periodic=periodic)[0])
+        return ifft2c(pseudo_reference(kspace, mask, window, periodic=periodic)[0])
 
     def gldm() -> Tensor:
-        final.append(reconstruct(scan.kspace, scan.mask, *priors, config, seed, device))
+        final.append(reconstruct(kspace, mask, *priors, config, seed, device))
         return final[0].image
 
     methods: dict[str, Image] = {
-        "zero_filled": lambda: ifft2c(scan.kspace),
+        "zero_filled": lambda: ifft2c(kspace),
         "global_merge": lambda: merge("global"),
         "nearest_merge": lambda: merge("nearest"),
-        "ou_only": lambda: optimization_unit_alone(scan.kspace, scan.mask, config, seed),
+        "ou_only": lambda: optimization_unit_alone(kspace, mask, config, seed),
         "gldm": gldm,
     }
     images, seconds = {}, {}
     for name, method in methods.items():
         start = time.perf_counter()
-        images[name] = method()
-        seconds[name] = time.perf_counter() - start
+        images[name] = method().cpu()
+        seconds[name] = time.perf_counter() - start + (finding if name in ("ou_only", "gldm") else 0)
     return images, seconds, final[0]
 
 
@@ -127,10 +131,11 @@ def reconstruct_scan(
         "log": result.log,
     }
     unit, trust = result.settings["config"]["ou"], result.settings.get("trust", {})
-    if trust and unit["operator"] == "motion":
+    used = trust and unit["after"] != "never"
+    if used and unit["operator"] == "motion":
         side, taken, steps = unit["motion_patch"], unit["motion_taken"], unit["motion_steps"]
         print(f"the optimization unit follows the motion: patches of {side}×{side} pixels, {taken} of {steps} steps")
-    elif trust and config.ou.operator == "auto":
+    elif used and config.ou.operator in ("auto", "motion"):
         print("the optimization unit does not follow the motion: no hidden samples, or none predicted better by it")
     if trust.get("sigma") == 0:
         why = "predict the samples hidden from them no better than the optimization unit does"

@@ -20,13 +20,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
 from mri.masks import acs_rows, is_lines, lines_along_rows
 from mri.weighting import from_channels, to_channels
-from optimization_unit import (
-    OptimizationUnit,
-    with_adapted_noise_floor,
-    with_motion,
-    with_noise_floor,
-    with_periodicity,
-)
+from optimization_unit import OptimizationUnit, with_floor_of_scan, with_scan_settings
 from priors import MODELS, Prior, load_prior, shipped
 from sde_lib import VESDE
 from trust import Trust, cascade_start, find_trust
@@ -230,15 +224,10 @@ def reconstruct(
         return data_consistency(k, measured, mask, sampling.noise_std, prior_std)
 
     generator = torch.Generator().manual_seed(seed)
-    config = with_noise_floor(with_periodicity(config, measured, mask), measured, mask, seed)
+    # without an OU there is none to find, but the periodicity
+    find = with_floor_of_scan if config.ou.after == "never" else with_scan_settings
+    config = find(config, measured, mask, seed)
     adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
-    if adapting:
-        before = config.ou.noise_floor
-        config = with_adapted_noise_floor(config, measured, mask, seed)
-        if config.ou.noise_floor != before:
-            print(f"optimization unit adapted to the scan: ou.noise_floor {before:g} -> {config.ou.noise_floor:g}")
-    if config.ou.after != "never":
-        config = with_motion(config, measured, mask, seed)
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]

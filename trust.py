@@ -30,7 +30,9 @@ class Trust:
 
     sigma: float  # noise level that fits the start's error; 0 when no level helps
     alphas: tuple[float, ...]  # how far to follow a denoiser, 0 … 1: one for all, with context one per prior
-    error: float  # standard deviation per real channel of the start's error, estimated
+    # standard deviation per real channel of the start's error, estimated; a little low where the hidden samples also
+    # chose the OU's settings
+    error: float
     hidden: int  # samples that were hidden; 0 when the mask leaves none to hide
     error_before: float  # weighted error of the OU on the hidden samples
     error_after: float  # the same after the denoisers
@@ -84,9 +86,8 @@ class Question:
     def __post_init__(self) -> None:
         self.error = missing_error(self.measured - self.start, self.hidden, self.kept | self.hidden)
         self.count = int(self.hidden.sum())
-        self.follow_further = (
-            is_lines(self.kept | self.hidden) and OptimizationUnit(self.config).operator != "motion"
-        )
+        after_motion = self.config.ou.after != "never" and OptimizationUnit(self.config).operator == "motion"
+        self.follow_further = is_lines(self.kept | self.hidden) and not after_motion
 
     def change(self, prior: Prior, kspace: Tensor, sigma: float) -> Tensor:
         """D − x of one prior, as k-space."""

@@ -8,6 +8,7 @@ then has rank one, and far less of it is left to guess.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch.nn.functional import avg_pool2d, pad
@@ -20,11 +21,11 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 MEMBERS = 16  # frames of a group, at most: those nearest in time to the reference frame
-REFERENCES = 4  # reference frames for every MEMBERS frames
+REFERENCES = 4  # reference frames for every MEMBERS frames; of shorter scans 4 or a few more
 SEARCH = 3  # pixels in each direction in which a patch is looked for
-NEARNESS = 1e-3  # a match d pixels away must be (1 + NEARNESS d²) times as like: noise alone moves nothing
+NEARNESS = 1e-3  # a match d pixels away must be (1 + NEARNESS d²) times as like, which decides near ties
 REMATCH = 10  # steps after which the patches are looked for again
-GROUPS = 4096  # handled at once, which bounds the memory
+GROUPS = 4096  # handled at once: bounds the memory beside a few copies of the scan
 
 
 @dataclass(frozen=True)
@@ -78,22 +79,27 @@ def track(image: Tensor, patch: int, periodic: bool = False) -> Tracks:
         others, own = channels[near], channels[reference]
         best = image.new_full((members, len(rows), len(columns)), math.inf, dtype=torch.float32)
         places = torch.zeros(best.shape, dtype=torch.long, device=image.device)
-        for down in range(-SEARCH, SEARCH + 1):
-            for right in range(-SEARCH, SEARCH + 1):
-                difference = (torch.roll(others, (-down, -right), dims=(2, 3)) - own).square_().sum(1, keepdim=True)
-                difference = pad(difference, (0, patch - 1, 0, patch - 1), mode="circular")
-                difference = avg_pool2d(difference, (1, patch), stride=(1, stride))
-                difference = avg_pool2d(difference, (patch, 1), stride=(stride, 1))[:, 0]
-                difference *= 1 + NEARNESS * (down * down + right * right)
-                better = difference < best
-                best = torch.where(better, difference, best)
-                here = (rows + down) % height * width + (columns + right) % width
-                places = torch.where(better, here, places)
+        for down, right in _moves():
+            difference = (torch.roll(others, (-down, -right), dims=(2, 3)) - own).square_().sum(1, keepdim=True)
+            difference = pad(difference, (0, patch - 1, 0, patch - 1), mode="circular")
+            difference = avg_pool2d(difference, (1, patch), stride=(1, stride))
+            difference = avg_pool2d(difference, (patch, 1), stride=(stride, 1))[:, 0]
+            difference *= 1 + NEARNESS * (down * down + right * right)
+            better = difference < best
+            best = torch.where(better, difference, best)
+            here = (rows + down) % height * width + (columns + right) % width
+            places = torch.where(better, here, places)
         corners.append((places + near[:, None, None] * (height * width)).flatten(1).T)
     tracks = Tracks(torch.cat(corners), patch, image.new_zeros(image.shape, dtype=torch.float32))
     for group in tracks.corners.split(GROUPS):
         _add_patches(tracks.counts, group, group.new_ones((), dtype=torch.float32).expand(*group.shape, patch**2))
     return tracks
+
+
+def _moves() -> list[tuple[int, int]]:
+    """Rows down and columns to the right within the search, the nearest first: of equal matches it is taken."""
+    moves = product(range(-SEARCH, SEARCH + 1), repeat=2)
+    return sorted(moves, key=lambda move: move[0] ** 2 + move[1] ** 2)
 
 
 def nearest_frames(count: int, reference: int, periodic: bool) -> Tensor:

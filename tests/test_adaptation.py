@@ -108,6 +108,14 @@ def test_another_noise_floor_is_taken_only_where_hidden_samples_gain_enough(scan
     assert with_adapted_noise_floor(config, torch.where(mask, kspace, 0), mask, 0) is config
 
 
+def test_adaptation_after_the_motion_was_followed(scan):
+    config = settings(adapt_steps=2)
+    config.ou.operator, config.ou.motion_patch, config.ou.motion_steps, config.ou.motion_taken = "motion", 6, 4, 3
+    result = reconstruct(*scan, untrained("global"), untrained("local"), config)
+    assert [record["steps"] for record in result.settings["adaptation"]] == [2, 2]
+    assert result.settings["config"]["ou"]["operator"] == "motion"
+
+
 def test_any_size_and_a_partial_echo_can_be_adapted_to():
     """100 is not divisible by 8; of a partial echo the columns of the image are no scans of their own."""
     kspace, mask = fft2c(make_phantom(5, 100, 5).to(torch.complex64)), make_mask("uniform", (5, 100, 100), 4, 8)

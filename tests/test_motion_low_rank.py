@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from configs.ve.cpu_demo import get_config
+from datasets import embedded_acquisition
 from mri import motion_low_rank as module
 from mri.consistency import scan_scale
 from mri.fourier import fft2c, ifft2c
@@ -25,6 +26,7 @@ from mri.motion_low_rank import (
 from mri.phantom import make_phantom
 from optimization_unit import OptimizationUnit, optimization_unit_alone, settings_of_scan, with_scan_settings
 from priors import load_prior
+from run_lib import compare_methods
 from sampling import reconstruct
 from utils.errors import InputError
 
@@ -55,10 +57,22 @@ def test_patches_are_followed():
         assert torch.equal(other, expected)
 
 
-def test_motion_beyond_the_search_is_not_followed():
-    still = torch.stack([texture(), torch.roll(texture(), (SEARCH + 1, 0), dims=(0, 1))])
-    places = track(still, 6).corners % still[0].numel()
-    assert not torch.equal(places[:, 1], (places[:, 0] + (SEARCH + 1) * still.shape[2]) % still[0].numel())
+def test_motion_beyond_the_search_is_not_followed(monkeypatch):
+    far = torch.stack([texture(), torch.roll(texture(), (SEARCH + 1, 0), dims=(0, 1))])
+
+    def followed():
+        corners = track(far, 6).corners
+        places = corners[corners[:, 0] < far[0].numel()] % far[0].numel()  # of the first frame as reference
+        return torch.equal(places[:, 1], (places[:, 0] + (SEARCH + 1) * far.shape[2]) % far[0].numel())
+
+    assert not followed()
+    monkeypatch.setattr(module, "SEARCH", SEARCH + 1)
+    assert followed()
+
+
+def test_of_equal_matches_the_nearest_is_taken():
+    corners = track(torch.zeros(3, 12, 12, dtype=torch.complex64), 4).corners % 144
+    assert (corners == corners[:, :1]).all()
 
 
 def test_what_moves_without_changing_has_rank_one():
@@ -160,7 +174,7 @@ def test_patch_and_steps_are_found_on_hidden_samples(scan):
     assert settings_of_scan(config, 100 * measured.mT, mask.mT).to_json() == found.to_json()
     image = optimization_unit_alone(measured, mask, config)
     assert torch.equal(image, optimization_unit_alone(measured, mask, found))
-    found.ou.motion_taken -= 1
+    found.ou.motion_taken -= 1  # both given: nothing is looked for
     assert not torch.equal(image, optimization_unit_alone(measured, mask, found))
     config.ou.motion_patch, config.ou.motion_taken = 8, 10  # both given: nothing is looked for
     assert with_scan_settings(config, measured, mask, 0).ou.to_dict() == config.ou.to_dict()
@@ -199,13 +213,20 @@ def test_without_the_unit_nothing_is_looked_for(scan, priors):
     ("change", "words"),
     [({"motion_patches": (4, 99)}, "motion_patches"), ({"motion_patches": ()}, "motion_patches"),
      ({"motion_last": 0.0}, "motion_last"), ({"motion_last": 1.0}, "motion_first"), ({"motion_steps": 0}, "steps"),
-     ({"motion_patch": 65}, "motion_patch"), ({"motion_taken": 41}, "motion_taken")],
+     ({"motion_patch": 97}, "motion_patch"), ({"motion_patch": 4, "motion_taken": 41}, "motion_taken"),
+     ({"motion_taken": 5}, "give both")],
 )  # fmt: skip
 def test_bad_settings(scan, change, words):
     config = get_config()
     config.ou.update(change)
-    with pytest.raises(InputError, match=words):
-        reconstruct(scan[0], scan[1], config=config)
+    acquired = embedded_acquisition(get_config(), 0)
+    for call in (
+        lambda: reconstruct(scan[0], scan[1], config=config),
+        lambda: optimization_unit_alone(scan[0], scan[1], config),
+        lambda: compare_methods(acquired, config, (None, None), 0),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
 
 
 def test_patch_larger_than_the_image():
