@@ -128,7 +128,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
     sampling.context_margin = 0.005         # with context
     sampling.adapt = 0.0          # cascade, priors with context: seconds to adapt them to the scan by what it measured
     sampling.adapt_steps = 0      # the same in steps, for a repeatable result: the first limit that is met; 0: none
-    sampling.adapt_margin = 0.02  # share of the error on validation samples that an adapted prior must take away
+    sampling.adapt_margin = 0.05  # share of the error on validation samples that an adapted prior must take away
     sampling.samples = 0          # cascade: posterior samples for a map of the likely error; 0: no map
     sampling.sigma_max = 4.0      # published: first noise level
     sampling.sigma_min = 0.01     # published: last noise level, reached only when iterations = num_scales
