@@ -7,6 +7,7 @@ a reconstruction can use the network.
 import math
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,36 +53,36 @@ Tensor = torch.Tensor
 OBJECTIVES = ("dsm", "synthetic", "measured")
 
 
-class Objective:
+class Objective(ABC):
     """What `training.Training` needs of an objective; a batch is a tuple of tensors with a first axis of frames."""
 
     name: str  # global or local
     context: Context | None
     frames_per_draw: int
 
+    @abstractmethod
     def draw(self, generator: torch.Generator) -> tuple[Tensor, ...]:
         """A small batch that `generator` alone decides: any process can draw any of them, at any time."""
-        raise NotImplementedError
 
     def join(self, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Several draws as one batch."""
         return type(draws[0])(*(torch.cat(tensors) for tensors in zip(*draws, strict=True)))
 
+    @abstractmethod
     def loss(self, score: Score, batch: tuple[Tensor, ...]) -> Tensor:
         """Summed over the batch: `(steps,)`, after each step of a cascade that is trained through."""
-        raise NotImplementedError
 
+    @abstractmethod
     def size(self, batch: tuple[Tensor, ...]) -> Tensor | float:
         """What the summed loss is divided by, also summed; of all processes, when several share a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metadata(self) -> dict:
         """What `priors.load_prior` needs beside the network."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
         """A picture `(1, height, width)` of what the network does, and its name."""
-        raise NotImplementedError
 
 
 class DenoisingScoreMatching(Objective):

@@ -16,6 +16,12 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 
+def check_patch(patch: int, height: int, width: int) -> None:
+    """Raise `InputError` when a patch of that side does not fit the image."""
+    if not 1 <= patch <= min(height, width):
+        raise InputError(f"a patch of {patch} pixels does not fit a {height}×{width} image.")
+
+
 def shrink_patches(
     image: Tensor, threshold: float, patch: int = 8, shift: tuple[int, int] = (0, 0), hard: bool = False
 ) -> Tensor:
@@ -40,8 +46,7 @@ def shrink_patches(
         when the patch is larger than the image.
     """
     frames, height, width = image.shape
-    if not 1 <= patch <= min(height, width):
-        raise InputError(f"a patch of {patch} pixels does not fit a {height}×{width} image.")
+    check_patch(patch, height, width)
     rolled = torch.roll(image, shift, dims=(-2, -1))
     rows, columns = -(-height // patch), -(-width // patch)
     wrapped_rows = torch.arange(rows * patch, device=image.device) % height

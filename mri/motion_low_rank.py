@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from mri.consistency import data_consistency
 from mri.fourier import fft2c, ifft2c
-from utils.errors import InputError
+from mri.locally_low_rank import check_patch
 
 Tensor = torch.Tensor
 
@@ -66,8 +66,7 @@ def track(image: Tensor, patch: int, periodic: bool = False) -> Tracks:
         when the patch is larger than the image.
     """
     frames, height, width = image.shape
-    if not 1 <= patch <= min(height, width):
-        raise InputError(f"a patch of {patch} pixels does not fit a {height}×{width} image.")
+    check_patch(patch, height, width)
     stride = max(1, patch // 2)
     members = min(frames, MEMBERS)
     rows = torch.arange(0, height, stride, device=image.device)[:, None]

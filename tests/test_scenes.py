@@ -1,4 +1,4 @@
-import pickle
+import copy
 from dataclasses import replace
 
 import pytest
@@ -85,7 +85,7 @@ def test_scenes_in_one_file(scene, tmp_path):
         file.append(one)
     with open(path, "ab") as tail:
         tail.write(b"cut off")
-    file = pickle.loads(pickle.dumps(SceneFile(path)))
+    file = copy.deepcopy(SceneFile(path))  # as a worker process gets it
     assert len(file) == 2
     file.append(others[1])
     assert len(file) == 3 and len(SceneFile(path)) == 3

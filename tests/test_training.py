@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from configs.ve.synthetic import get_config
-from objectives import DenoisingScoreMatching, Objective
+from objectives import DenoisingScoreMatching
 from tests.test_commands import ROOT, TINY, assert_one_sentence, command
 from training import Draws, Share, Training, seed_of
 from utils.errors import InputError
@@ -122,7 +122,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path):
     assert "at step 6" in command("main.py", *flags, "--config.training.n_iters=9", cwd=tmp_path).stdout
 
 
-class Counting(Objective):
+class Counting:
     """Draws hold their generator's first number."""
 
     frames_per_draw = 1
