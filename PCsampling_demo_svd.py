@@ -21,6 +21,7 @@ from datasets import (
     scan_files,
 )
 from many_scans import reconstruct_many
+from mri.masks import PATTERNS
 from priors import Prior, shipped
 from utils.errors import InputError, define_config, exit_on_input_error, run_command
 from utils.files import numbered_folder, refuse_existing, refuse_unwritable
@@ -46,7 +47,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("phase", None, ["smooth", "none"], "Phase given to magnitude images (default smooth).")
 flags.DEFINE_string("mask", None, "Mask file; default: found from the zeros of k-space, or generated.")
 flags.DEFINE_string("mask_key", None, "Variable in the mask file; default: found.")
-flags.DEFINE_enum("pattern", None, ["uniform", "random", "lattice", "radial"], "Mask to generate.")
+flags.DEFINE_enum("pattern", None, PATTERNS, "Mask to generate.")
 flags.DEFINE_float("acceleration", None, "R of the generated mask, before the ACS.")
 flags.DEFINE_integer("acs", None, "Central lines of the generated mask.")
 flags.DEFINE_string("reference", None, "Fully sampled images to score against, after the reconstruction.")

@@ -43,7 +43,12 @@ class Adaptation:
 
 
 def adapt_priors(
-    measured: Tensor, mask: Tensor, priors: list[Prior], config: ml_collections.ConfigDict, seed: int
+    measured: Tensor,
+    mask: Tensor,
+    priors: list[Prior],
+    config: ml_collections.ConfigDict,
+    seed: int,
+    start: Tensor | None = None,
 ) -> tuple[list[Prior], list[dict]]:
     """Adapt each prior in turn, LM to what GM leaves, for `sampling.adapt` seconds or `sampling.adapt_steps` steps.
 
@@ -58,6 +63,8 @@ def adapt_priors(
         complex k-space `(frames, height, width)` of unit scale, 0 outside `mask`.
     priors
         with context.
+    start
+        as of `find_trust`.
 
     Returns
     -------
@@ -70,7 +77,9 @@ def adapt_priors(
         print("the mask leaves too few samples to hide, so the priors are not adapted to the scan")
         return priors, []
     known = torch.where(kept, measured, 0)
-    question = Question(cascade_start(known, kept, config, seed), measured, kept, hidden, config)
+    if start is None:
+        start = cascade_start(known, kept, config, seed)
+    question = Question(start, measured, kept, hidden, config)
     ways = HIDINGS_MOTION if OptimizationUnit(config).operator == "motion" else HIDINGS
     scenes = [
         prepare_measured(known, kept, config, seed + number)
@@ -91,6 +100,12 @@ def adapt_priors(
             scenes = [advance_scene(scene, one, device, config.sampling.error_gain) for scene in scenes]
         adapted.append(one)
         records.append(asdict(record))
+        if record.steps == 0:
+            print(
+                f"{record.prior} is as it was: preparing took {now - begun:.0f} of the {config.sampling.adapt:g} s; "
+                "give --adapt more"
+            )
+            continue
         print(
             f"{record.prior} adapted to the scan in {record.steps} steps: error on validation samples "
             f"{record.error_before:.3f} -> {record.error_after:.3f} of the optimization unit's"

@@ -4,9 +4,10 @@ import glob
 import hashlib
 import json
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from mri.interleave import looks_periodic, pseudo_reference
 from mri.io import SUFFIXES, Scan, load_mask, load_scan
 from mri.locally_low_rank import fista_locally_low_rank
 from mri.masks import fit_mask, make_mask, net_acceleration
+from mri.motion_low_rank import motion_low_rank
 from mri.phantom import make_phantom
 from mri.phase import smooth_phase
 from mri.scenes import Draw, acquire, make_scene
@@ -32,6 +34,8 @@ from utils.frame_file import append_frames, open_frames
 
 Tensor = torch.Tensor
 
+MOTION_SEED = 10**7  # + number of a training scene: of the OU's patches and steps
+TINY = 1e-6  # of the largest value of k-space: rounding of single precision
 MOST_CYCLES = 16  # a scan is repeated to make a longer one; more than this is a slip of the keyboard
 
 
@@ -108,6 +112,13 @@ def acquisition_from_file(config, path: str | os.PathLike) -> Acquisition:
     return _undersample(config, name, image, found, scan.sha256)
 
 
+def _mask_in_words(config) -> str:
+    mask = config.mask
+    if mask.path:
+        return mask.path
+    return f"{mask.pattern} R={mask.acceleration:g} with {mask.acs} ACS lines"
+
+
 def measurement_mask(config, shape: tuple[int, int, int]) -> Tensor:
     """The mask of `config.mask`, read or generated, for a scan of `shape` (frames, height, width)."""
     if config.mask.path:
@@ -174,13 +185,14 @@ def _reference_image(config, file: Scan) -> Tensor:
 def _undersample(config, name: str, image: Tensor, found: str, sha256: str) -> Acquisition:
     kspace = fft2c(image.to(torch.complex64))
     mask = measurement_mask(config, tuple(kspace.shape))
+    found += f"\nfully sampled: under-sampled here by {_mask_in_words(config)}"
     return Acquisition(name, torch.where(mask, kspace, 0), mask, image, found, sha256)
 
 
 def _already_undersampled(
     config, name: str, kspace: Tensor, sampled: Tensor, found: str, scan: Scan
 ) -> Acquisition:
-    mask = sampled
+    mask, zeros = sampled, "zeros" if (kspace == 0).any() else f"values below {TINY:g} of its largest"
     if config.mask.path:
         mask = measurement_mask(config, tuple(kspace.shape))
         missing = (mask & ~sampled).double().sum() / mask.double().sum()
@@ -191,13 +203,20 @@ def _already_undersampled(
             )
     else:
         fit_mask(mask, tuple(kspace.shape), f"{scan.path}: the mask found from its zeros")
-        found += "; mask found from its zeros"
+    found += f"\nunder-sampled as measured, mask {config.mask.path or f'found from its {zeros}'}"
     return Acquisition(name, torch.where(mask, kspace, 0), mask, None, found, scan.sha256)
 
 
 def _sampled_locations(kspace: Tensor) -> Tensor:
-    """Where k-space was measured: its non-zero samples, whole lines where lines were measured."""
+    """Where k-space was measured: its non-zero samples, whole lines where lines were measured.
+
+    K-space that went through a Fourier transform and back has rounding where it had zeros: what is TINY in some frames
+    and not in others, in most of k-space, counts as zero.
+    """
     sampled = kspace != 0
+    measured = kspace.abs() > TINY * kspace.abs().max()
+    if sampled.all() and (measured.any(dim=0) & ~measured.all(dim=0)).double().mean() > 0.5:
+        sampled = measured
     for axis, across in ((-1, -2), (-2, -1)):
         line_fraction = sampled.double().mean(dim=axis, keepdim=True)
         filled = (line_fraction > 0).expand_as(sampled)
@@ -397,11 +416,12 @@ class PreparedScene:
         return torch.view_as_real(error).square().sum()
 
 
-def prepare_scene(number: int, size: int) -> PreparedScene:
+def prepare_scene(number: int, size: int, operator: str) -> PreparedScene:
     """Training scene `number`: drawn, acquired, and what the OU makes of the acquisition.
 
     One scene in eight is a phantom heart of `mri.phantom` (seeds from 1000: never one that is used to test),
-    the others are `mri.scenes`.
+    the others are `mri.scenes`. `operator`: `motion` or `llr`, as of `optimization_unit.OptimizationUnit`. What a scan
+    chooses by its hidden samples is drawn (patches and steps of `motion`) or told by the truth (`llr`, where nearer).
     """
     draw = Draw(number)
     frames = draw.choice((6, 8, 12, 16, 16, 16, 20, 24))
@@ -415,7 +435,15 @@ def prepare_scene(number: int, size: int) -> PreparedScene:
     measured, mask = measurement.kspace / scale, measurement.mask
     start, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
     start = fista_locally_low_rank(start, measured, mask, 4e-4, (6, 8, 12), 100, 4.0, number)
-    return PreparedScene(image / scale, ifft2c(start), mask, torch.ones_like(mask), periodic)
+    scene = PreparedScene(image / scale, ifft2c(start), mask, torch.ones_like(mask), periodic)
+    if operator == "motion":
+        draw = Draw(MOTION_SEED + number)  # apart from the scene, which is the same with either operator
+        patch, taken = draw.choice((4, 6, 8)), draw.choice((25, 30, 35, 40))
+        steps = motion_low_rank(start, measured, mask, patch, periodic=periodic, seed=number)
+        (start,) = deque(islice(steps, taken), maxlen=1)
+        followed = replace(scene, start=ifft2c(start))
+        scene = min(scene, followed, key=PreparedScene.missing_square)
+    return scene
 
 
 def prepare_measured(measured: Tensor, mask: Tensor, config, seed: int) -> PreparedScene:

@@ -8,6 +8,8 @@ import csv
 import fcntl
 import json
 import os
+import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,14 +19,14 @@ import ml_collections
 
 from datasets import Acquisition, acquisition_from_file
 from mri.io import sha256
-from mri.metrics import COLUMNS
+from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS
 from priors import Prior
 from run_lib import reconstruct_scan, request
 from utils.errors import InputError
 from utils.processes import flat, meet
 from utils.tables import markdown, write_csv, write_markdown
 
-TABLE = ("scan", "method", *COLUMNS, "seconds")
+TABLE = ("scan", "method", *COLUMNS, *COMMON_SCALE_COLUMNS[:2], "seconds")
 
 Check = Callable[[Acquisition], None]
 
@@ -68,6 +70,7 @@ def reconstruct_many(
         with _claim(out, source.stem, wait=overwrite) as mine:
             if not mine:
                 continue
+            _remove_unfinished(out, source.stem)
             try:
                 if not overwrite and is_done(out / source.stem, source, config, priors, seed):
                     print(f"{source.stem}: done before")
@@ -85,7 +88,7 @@ def reconstruct_many(
         with _claim(out, source.stem, wait=True):
             pass
     if rank == 0:
-        _write_table(out, sources)
+        _write_table(out, [source for source in sources if _of_this_request(out, source, config, priors, seed)])
     if failures:
         raise InputError(f"{len(failures)} of {len(sources)} scans left out: " + " | ".join(failures))
 
@@ -134,21 +137,41 @@ def _claim(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
             path.unlink(missing_ok=True)
 
 
+def _remove_unfinished(out: Path, name: str) -> None:
+    """Remove what a killed process left of a scan, which is claimed, so that nobody else is writing it."""
+    left = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}")  # as `atomic_folder` names it
+    for folder in out.glob(".*-*"):
+        if left.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _of_this_request(
+    out: Path, source: Path, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
+) -> bool:
+    try:
+        return is_done(out / source.stem, source, config, priors, seed)
+    except (InputError, OSError):
+        return False
+
+
 def _write_table(out: Path, sources: list[Path]) -> None:
-    """One table of the tables of all scans that have one."""
+    """One table of the tables of all `sources` that have one."""
     rows = []
     for source in sources:
-        table = out / source.stem / "metrics.csv"
-        if table.is_file():
-            with open(table, newline="") as file:
-                rows += [{"scan": source.stem, **row} for row in csv.DictReader(file)]
+        tables = [out / source.stem / name for name in ("metrics.csv", "metrics_common_scale.csv")]
+        if all(table.is_file() for table in tables):
+            paper, common = (list(csv.DictReader(table.read_text().splitlines())) for table in tables)
+            for row, more in zip(paper, common, strict=True):
+                together = {"scan": source.stem, **row, **more}
+                rows.append({name: together[name] for name in TABLE})
     for name in ("metrics.csv", "metrics.md") if not rows else ():
         (out / name).unlink(missing_ok=True)
     if not rows:
-        print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
+        if sources:
+            print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
         return
     write_csv(out / "metrics.csv", rows, TABLE)
     for row in rows:
-        row.update({name: float(row[name]) for name in (*COLUMNS, "seconds")})
+        row.update({name: float(row[name]) for name in TABLE[2:]})
     write_markdown(out / "metrics.md", rows, TABLE)
     print(markdown(rows, TABLE) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")

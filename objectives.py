@@ -53,6 +53,12 @@ Tensor = torch.Tensor
 OBJECTIVES = ("dsm", "synthetic", "measured")
 
 
+def frames_per_draw(config: ml_collections.ConfigDict) -> int:
+    """The most frames of one draw, of which whole numbers make a batch."""
+    settings = config.training
+    return 1 if settings.objective == "dsm" else min(settings.scene_frames, settings.batch_size)
+
+
 class Objective(ABC):
     """What `training.Training` needs of an objective; a batch is a tuple of tensors with a first axis of frames."""
 
@@ -139,7 +145,7 @@ class Completion(Objective):
         self, config: ml_collections.ConfigDict, scenes: Sequence[PreparedScene], count: int, name: str
     ) -> None:
         settings = config.training
-        self.name, self.frames_per_draw = name, min(settings.scene_frames, settings.batch_size)
+        self.name, self.frames_per_draw = name, frames_per_draw(config)
         self.steps = settings.steps
         self.context = Context.from_config(config.context[name])
         self.kind = settings.objective
@@ -182,8 +188,8 @@ def make_objective(
 
     The data are one memory-mapped file, made once by the first process. `measured` hides samples of scans
     (`measured_<hidings>_<checksum>.npy`). `synthetic` draws its scenes into
-    `scenes_<size>.npy`; LM learns from what GM leaves of them (`scenes_<size>_after_<checksum of GM>.npy`), so GM
-    must be there. A run that wants more scenes adds them.
+    `scenes_<OU>_<size>.npy`; LM learns from what GM leaves of them (`scenes_<OU>_<size>_after_<checksum of GM>.npy`),
+    so GM must be there. A run that wants more scenes adds them.
 
     Raises
     ------
@@ -201,9 +207,9 @@ def make_objective(
         raise InputError(f"{path} is not there, and LM learns from what GM leaves; train --model=global first.")
     if settings.objective == "synthetic":
         size = config.data.image_size
-        scenes = SceneFile(folder / f"scenes_{size}.npy")
+        scenes = scene_file(folder, settings.ou, size)
         workers = loader_workers(config, among.device)
-        among.first_before_others(lambda: draw_scenes(scenes, settings.scenes, size, workers))
+        among.first_before_others(lambda: draw_scenes(scenes, settings.scenes, size, settings.ou, workers))
         count = settings.scenes
     else:
         scenes = among.first_before_others(lambda: measured_file(config, folder))
@@ -216,15 +222,20 @@ def make_objective(
     return Completion(config, advanced, count, name)
 
 
+def scene_file(folder: Path, operator: str, size: int) -> SceneFile:
+    """Where the synthetic scenes of this size are, begun by this OU."""
+    return SceneFile(folder / f"scenes_{operator}_{size}.npy")
+
+
 def draw_scenes(
-    scenes: SceneFile, count: int, size: int, workers: int, deadline: float = math.inf
+    scenes: SceneFile, count: int, size: int, operator: str, workers: int, deadline: float = math.inf
 ) -> None:
     """Add synthetic scenes to `scenes` until it has `count`, drawn by `workers` processes (0: this one).
 
     No further one after `deadline`, in seconds of `time.monotonic`, but one in any case.
     """
     numbers = range(len(scenes) + 1, count + 1)
-    loader = DataLoader(_Drawn(numbers, size), batch_size=None, num_workers=workers)
+    loader = DataLoader(_Drawn(numbers, size, operator), batch_size=None, num_workers=workers)
     for scene in tqdm(loader, desc="scenes", unit="scene", disable=not numbers):
         scenes.append(scene)
         if time.monotonic() > deadline:
@@ -236,7 +247,7 @@ def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
     sources = training_sources(config)
     if config.ou.operator == "auto" and config.sampling.sampler == "cascade":
         config = config.copy_and_resolve_references()
-        config.ou.operator = "llr"  # as in the synthetic scenes: `motion` takes ten times as long
+        config.ou.operator = config.training.ou  # as in the synthetic scenes
     operator = OptimizationUnit(config).operator  # ou.operator auto depends on the sampler
     checksum = data_checksum(config, sources, "mask", "ou")
     path = folder / f"measured_{config.training.hidings}_{operator}_{checksum}.npy"
@@ -293,12 +304,13 @@ class _Drawn(Dataset):
 
     numbers: range
     size: int
+    operator: str
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, place: int) -> PreparedScene:
-        return prepare_scene(self.numbers[place], self.size)
+        return prepare_scene(self.numbers[place], self.size, self.operator)
 
 
 def loader_workers(config: ml_collections.ConfigDict, device: torch.device) -> int:

@@ -1,5 +1,6 @@
 """The optimization unit (OU): low rank with data consistency, and the settings it finds in the scan."""
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -24,7 +25,8 @@ NOISE_FLOORS = (2e-4, 4e-4, 8e-4, 1.6e-3, 3.2e-3)  # units of the scan's scale, 
 # a gain of 3 % on hidden samples, which lie near DC, has come with a loss of 0.4 dB in truth
 FLOOR_MARGIN = 0.05
 MOTION_MARGIN = 0.02  # of the error on hidden samples, that low rank along the motion must take away to be followed
-WATCH = 5  # steps of it between two looks at the hidden samples
+WATCH = 5  # steps of it between two looks at the hidden samples …
+PATIENCE = 2  # … and looks without a better one after which it ends
 OPERATORS = ("auto", "hankel", "llr", "both", "motion")
 
 
@@ -125,22 +127,17 @@ def optimization_unit_alone(kspace: Tensor, mask: Tensor, config, seed: int = 0)
     OptimizationUnit(config, seed).check(*mask.shape)
     scale = scan_scale(kspace, mask)
     measured = torch.where(mask, kspace, 0) / scale
-    config = with_scan_settings(config, measured, mask, seed)
+    config, _ = find_settings(config, measured, mask, seed)
     return ifft2c(OptimizationUnit(config, seed).alone(measured, mask, config.data.periodic)) * scale
 
 
-def settings_of_scan(config, kspace: Tensor, mask: Tensor, seed: int = 0):
-    """`with_scan_settings` of a scan in its own units and lines in either direction; arguments as `reconstruct`."""
-    if lines_along_rows(mask) is not mask:
-        return settings_of_scan(config, kspace.mT, mask.mT, seed)
-    measured = torch.where(mask, kspace, 0) / scan_scale(kspace, mask)
-    return with_scan_settings(config, measured, mask, seed)
+def find_settings(config, measured: Tensor, mask: Tensor, seed: int):
+    """The configuration with all that it leaves open for the OU to find in a scan of unit scale.
 
-
-def with_scan_settings(config, measured: Tensor, mask: Tensor, seed: int):
-    """The configuration with all that it leaves open for the OU to find in a scan of unit scale."""
+    Beside it what `find_motion` gives beside it.
+    """
     config = with_floor_of_scan(config, measured, mask, seed)
-    return with_motion(config, measured, mask, seed)
+    return find_motion(config, measured, mask, seed)
 
 
 def with_floor_of_scan(config, measured: Tensor, mask: Tensor, seed: int):
@@ -192,36 +189,46 @@ def with_adapted_noise_floor(config, measured: Tensor, mask: Tensor, seed: int):
     return _with_floor(config, best)
 
 
-def with_motion(config, measured: Tensor, mask: Tensor, seed: int):
+def find_motion(config, measured: Tensor, mask: Tensor, seed: int):
     """The configuration with the patch and the number of steps of low rank along the motion, found on hidden samples.
 
-    The OU reconstructs the scan without them, with every patch of `ou.motion_patches`, and looks at them every few
-    steps: as the threshold falls their error does, until noise or aliasing is followed. Where no patch and number of
-    steps leaves MOTION_MARGIN less than `llr` alone, or the mask leaves no sample to hide, the OU becomes `llr`.
-    Errors are weighted as in `with_noise_floor`.
+    The OU reconstructs the scan without them, with the patches of `ou.motion_patches` from the largest on, until a
+    smaller one is no better, and looks at them every few steps: as the threshold falls their error does, until noise or
+    aliasing is followed. Where no patch and number of steps leaves MOTION_MARGIN less than `llr` alone, or the mask
+    leaves no sample to hide, the OU becomes `llr`.
+    Errors are weighted as in `with_noise_floor`. Beside the configuration: k-space by the OU so found without the
+    hidden samples (`mri.holdout.hide` with `seed`), as the priors are asked of next; None where nothing was searched.
     """
     unit, ou = OptimizationUnit(config, seed), config.ou
     if unit.operator != "motion" or (ou.motion_patch and ou.motion_taken):
-        return config
+        return config, None
     found = config.copy_and_resolve_references()
     found.ou.operator = "llr"
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
-        return found
+        return found, None
     known, periodic = torch.where(kept, measured, 0), config.data.periodic
-    start = OptimizationUnit(found, seed).alone(known, kept, periodic)
+    start = best = OptimizationUnit(found, seed).alone(known, kept, periodic)
     least = (1 - MOTION_MARGIN) * _hidden_error(start, measured, hidden)
-    patches = (ou.motion_patch,) if ou.motion_patch else ou.motion_patches
-    with tqdm(patches, desc="OU: patches to follow the motion", leave=False, disable=None) as bar:
-        for patch in bar:
-            for step, kspace in enumerate(unit.along_motion(start, known, kept, patch, periodic), 1):
-                if step % WATCH and step != ou.motion_steps:
-                    continue
-                error = _hidden_error(kspace, measured, hidden)
-                if error < least:
-                    least = error
-                    found.ou.operator, found.ou.motion_patch, found.ou.motion_taken = "motion", patch, step
-    return found
+    patches = (ou.motion_patch,) if ou.motion_patch else sorted(ou.motion_patches, reverse=True)
+    before = math.inf
+    for patch in tqdm(patches, desc="OU: patches to follow the motion", leave=False, disable=None):
+        own, since = math.inf, 0
+        for step, kspace in enumerate(unit.along_motion(start, known, kept, patch, periodic), 1):
+            if step % WATCH and step != ou.motion_steps:
+                continue
+            error = _hidden_error(kspace, measured, hidden)
+            since = 0 if error < own else since + 1
+            own = min(own, error)
+            if error < least:
+                least, best = error, kspace
+                found.ou.operator, found.ou.motion_patch, found.ou.motion_taken = "motion", patch, step
+            if since == PATIENCE:
+                break
+        if own >= before:
+            break
+        before = own
+    return found, best
 
 
 def _hidden_error(kspace: Tensor, measured: Tensor, hidden: Tensor) -> float:

@@ -4,7 +4,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,9 +20,10 @@ from mri.interleave import pseudo_reference
 from mri.io import sha256
 from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
-from optimization_unit import optimization_unit_alone, settings_of_scan
+from op import dispatch
+from optimization_unit import optimization_unit_alone
 from priors import MODELS, Prior, load_prior
-from sampling import Reconstruction, check_running, check_settings, reconstruct
+from sampling import Reconstruction, check_running, reconstruct
 from training import Training, check_training
 from utils.arguments import command_line
 from utils.errors import InputError
@@ -34,6 +35,7 @@ from utils.tables import markdown, write_csv, write_markdown
 Tensor = torch.Tensor
 
 METRICS = ("method", *COLUMNS, "seconds")
+ROLES = {"global": "GM", "local": "LM"}
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, ...]) -> None:
@@ -45,7 +47,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, .
     """
     with processes() as among:
         among.refuse_differences(config)
-        check_training(config)
+        check_training(config, among.count)
+        dispatch.check(among.device.type == "cuda")
         refuse_unwritable(workdir)
         for name in models:
             Training(config, workdir / name, make_objective(config, workdir, name, among), among).run()
@@ -61,35 +64,31 @@ def compare_methods(
     scan: Acquisition, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
 ) -> tuple[dict[str, Tensor], dict[str, float], Reconstruction]:
     """Images and seconds of every row of the table, and the reconstruction itself. Sees no reference."""
-    check_settings(config, scan.mask)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kspace, mask = scan.kspace.to(device), scan.mask.to(device)
-    start = time.perf_counter()
-    config = settings_of_scan(config, kspace, mask, seed)  # once for both rows that need them
-    finding = time.perf_counter() - start
-    periodic = config.data.periodic
-    final: list[Reconstruction] = []
+    begun = time.perf_counter()
+    final = reconstruct(kspace, mask, *priors, config, seed, device)
+    seconds = {"gldm": time.perf_counter() - begun}
+    periodic = final.settings["config"]["data"]["periodic"]  # as it was found
 
     def merge(window: str) -> Tensor:
         return ifft2c(pseudo_reference(kspace, mask, window, periodic=periodic)[0])
-
-    def gldm() -> Tensor:
-        final.append(reconstruct(kspace, mask, *priors, config, seed, device))
-        return final[0].image
 
     methods: dict[str, Image] = {
         "zero_filled": lambda: ifft2c(kspace),
         "global_merge": lambda: merge("global"),
         "nearest_merge": lambda: merge("nearest"),
-        "ou_only": lambda: optimization_unit_alone(kspace, mask, config, seed),
-        "gldm": gldm,
     }
-    images, seconds = {}, {}
+    images = {}
+    if config.sampling.sampler == "published" or config.ou.after == "never":
+        methods["ou_only"] = lambda: optimization_unit_alone(kspace, mask, config, seed)
     for name, method in methods.items():
-        start = time.perf_counter()
+        begun = time.perf_counter()
         images[name] = method().cpu()
-        seconds[name] = time.perf_counter() - start + (finding if name in ("ou_only", "gldm") else 0)
-    return images, seconds, final[0]
+        seconds[name] = time.perf_counter() - begun
+    if "ou_only" not in methods:  # the cascade began with it
+        images["ou_only"], seconds["ou_only"] = final.start, final.start_seconds
+    return {**images, "gldm": final.image}, seconds, final
 
 
 def reconstruct_scan(
@@ -137,11 +136,8 @@ def reconstruct_scan(
         print(f"the optimization unit follows the motion: patches of {side}×{side} pixels, {taken} of {steps} steps")
     elif used and config.ou.operator in ("auto", "motion"):
         print("the optimization unit does not follow the motion: no hidden samples, or none predicted better by it")
-    if trust.get("sigma") == 0:
-        why = "predict the samples hidden from them no better than the optimization unit does"
-        if not trust["hidden"]:
-            why = "cannot be tested, because the mask leaves no sample to hide from them"
-        print(f"the priors {why}: the result is the optimization unit's")
+    if trust:
+        print(what_the_priors_did(trust, config.sampling.order))
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
@@ -160,10 +156,28 @@ def reconstruct_scan(
     return out, rows
 
 
+def what_the_priors_did(trust: dict, order: Sequence[str]) -> str:
+    """`trust.Trust` of a reconstruction in a sentence."""
+    if not trust["hidden"]:
+        why = "cannot be tested, because the mask leaves no sample to hide from them"
+    elif trust["sigma"] == 0:
+        why = "predict the samples hidden from them no better than the optimization unit does"
+    else:
+        alphas = trust["alphas"] if len(trust["alphas"]) == len(order) else trust["alphas"] * len(order)
+        followed = ", ".join(
+            f"{ROLES[name]} followed by {alpha:.2f}" if alpha > 0 else f"{ROLES[name]} left out"
+            for name, alpha in zip(order, alphas, strict=True)
+        )
+        explained = 1 - trust["error_after"] / trust["error_before"]
+        return f"the priors: {followed}; they explain {explained:.1%} of the error on the samples hidden from them"
+    return f"the priors {why}: the result is the optimization unit's"
+
+
 def request(scan_sha256: str, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int) -> dict:
     """All that a reconstruction depends on, files by their checksums."""
     settings = json.loads(config.to_json())
-    settings["mask"].pop("path")
+    if settings["mask"].pop("path"):
+        settings["mask"] = {"key": settings["mask"]["key"]}  # the rest is of masks to generate
     adapted = {name: settings["training"][name] for name in SETTINGS} if config.sampling.adapt else {}
     return {
         "scan_sha256": scan_sha256,
@@ -240,7 +254,7 @@ def evaluate_folder(
             continue
         rows += [{"scan": scan.name, **row} for row in scored]
     if rows:
-        columns = ("scan", *METRICS)
+        columns = ("scan", "method", *COLUMNS, *COMMON_SCALE_COLUMNS[:2], "seconds")
         write_csv(out / "metrics.csv", rows, columns)
         write_markdown(out / "metrics.md", rows, columns)
         print(markdown(rows, columns) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")
@@ -258,6 +272,7 @@ def load_priors(config: ml_collections.ConfigDict, global_path: Path | str, loca
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = config.sampling
     check_running(sampling)
+    dispatch.check(device == "cuda")
     return tuple(
         load_prior(path, device, sampling.batch_size, sampling.precision, sampling.compile)
         for path in (global_path, local_path)

@@ -6,6 +6,7 @@ k-space of a scan of unit scale and see it, as the priors do, through a weight w
 
 import json
 import math
+import time
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -20,7 +21,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
 from mri.masks import acs_rows, is_lines, lines_along_rows
 from mri.weighting import from_channels, to_channels
-from optimization_unit import OptimizationUnit, with_floor_of_scan, with_scan_settings
+from optimization_unit import OptimizationUnit, find_settings, with_floor_of_scan
 from priors import MODELS, Prior, load_prior, shipped
 from sde_lib import VESDE
 from trust import Trust, cascade_start, find_trust
@@ -166,6 +167,8 @@ class Reconstruction:
     """What `reconstruct` returns."""
 
     image: Tensor  # complex64 (frames, height, width), in the input's units
+    start: Tensor  # same shape and units: what the sampler began with; for the cascade, the OU's result
+    start_seconds: float  # spent on it
     deviation: Tensor | None  # likely error, real, same shape and units; with `sampling.samples`
     log: list[dict[str, float]]  # per step: sigma, residual of the data before data consistency
     settings: dict  # configuration, seed, checkpoints, scale, network passes per frame
@@ -207,7 +210,8 @@ def reconstruct(
     if lines_along_rows(mask) is not mask:  # as the priors and the OU know them, and the other way round again
         turned = reconstruct(kspace.mT, mask.mT, global_model, local_model, config, seed, device)
         deviation = None if turned.deviation is None else turned.deviation.mT.contiguous()
-        return replace(turned, image=turned.image.mT.contiguous(), deviation=deviation)
+        image, start = turned.image.mT.contiguous(), turned.start.mT.contiguous()
+        return replace(turned, image=image, start=start, deviation=deviation)
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
     run = (device, sampling.batch_size, sampling.precision, sampling.compile)
@@ -224,9 +228,18 @@ def reconstruct(
         return data_consistency(k, measured, mask, sampling.noise_std, prior_std)
 
     generator = torch.Generator().manual_seed(seed)
-    # without an OU there is none to find, but the periodicity
-    find = with_floor_of_scan if config.ou.after == "never" else with_scan_settings
-    config = find(config, measured, mask, seed)
+    begun, hidden_start = time.perf_counter(), None
+    if config.ou.after == "never":  # without an OU there is none to find, but the periodicity
+        config = with_floor_of_scan(config, measured, mask, seed)
+    else:
+        config, hidden_start = find_settings(config, measured, mask, seed)
+    if sampling.sampler == "published":
+        start = measured
+        if sampling.start == "pseudo_reference":
+            start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
+    else:
+        start = cascade_start(measured, mask, config, seed)
+    start_seconds = time.perf_counter() - begun
     adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
     unit = OptimizationUnit(config, seed)
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
@@ -234,7 +247,7 @@ def reconstruct(
     settings["networks"] = [prior.network.config for prior in priors]
     with_context = all(prior.context is not None for prior in priors)
     if adapting:
-        priors, settings["adaptation"] = adapt_priors(measured, mask, priors, config, seed)
+        priors, settings["adaptation"] = adapt_priors(measured, mask, priors, config, seed, hidden_start)
     if with_context and len(mask) < FEWEST_FRAMES:
         print(f"the scan has {len(mask)} frames, fewer than {FEWEST_FRAMES}: the priors see less around each of them")
     deviation = None
@@ -243,15 +256,11 @@ def reconstruct(
     with tqdm(total=total, desc=f"GLDM ({sampling.sampler})") as bar:
         log = SamplerLog(measured, mask, bar)
         if sampling.sampler == "published":
-            start = measured
-            if sampling.start == "pseudo_reference":
-                start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
             sde = VESDE(sampling.sigma_min, sampling.sigma_max, sampling.num_scales)
             result = published_cascade(start, dc, unit, priors, sde, sampling, generator, log)
             passes = len(log.steps) * len(priors) * (1 + sampling.copies)
         else:
-            start = cascade_start(measured, mask, config, seed)
-            trust = find_trust(measured, mask, priors, config, seed, bar)
+            trust = find_trust(measured, mask, priors, config, seed, bar, hidden_start)
             settings["trust"] = asdict(trust)
             taken = schedule(trust, priors, sampling.steps)
             bar.total = bar.n + len(taken)
@@ -270,7 +279,8 @@ def reconstruct(
                 last = partial(denoise, priors[-1])
                 deviation = deviation_map(result, mask, left, last, sampling.samples, generator).cpu() * scale
     settings["passes_per_frame"] = passes
-    return Reconstruction((ifft2c(result) * scale).cpu(), deviation, log.steps, settings)
+    image, start = ((ifft2c(k) * scale).cpu() for k in (result, start))
+    return Reconstruction(image, start, start_seconds, deviation, log.steps, settings)
 
 
 def checked_scan(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from models.checkpoint import load_model, save_model
 from models.context import Context
 from models.ncsnpp import NCSNpp
 from models.precision import PRECISIONS, Score, in_precision
-from objectives import Objective, loader_workers
+from objectives import Objective, frames_per_draw, loader_workers
 from utils.arguments import command_line
 from utils.errors import InputError
 from utils.files import atomic_path
@@ -43,8 +43,8 @@ FREE_TO_CHANGE = (  # of config.training, n_iters only under a constant rate: th
 )  # fmt: skip
 
 
-def check_training(config: ml_collections.ConfigDict) -> None:
-    """Raise `InputError` for a number that leaves nothing to train."""
+def check_training(config: ml_collections.ConfigDict, processes: int = 1) -> None:
+    """Raise `InputError` for a number that leaves nothing to train, or a batch that `processes` cannot share."""
     least = {"training.batch_size": 1, "training.n_iters": 1, "training.keep_snapshots": 1, "training.log_freq": 1,
              "training.image_freq": 1, "training.snapshot_freq": 1, "training.snapshot_freq_for_preemption": 1,
              "training.scenes": 1, "training.scene_frames": 1, "training.accumulation": 1, "training.hidings": 1,
@@ -58,7 +58,7 @@ def check_training(config: ml_collections.ConfigDict) -> None:
     if config.training.max_gain < 1 or config.training.sigma_jitter < 0:
         raise InputError("training.max_gain must be at least 1, and training.sigma_jitter at least 0.")
     for field, known in {"optim.schedule": ("constant", "cosine"), "data.phase": ("smooth", "none"),
-                         "training.precision": PRECISIONS}.items():
+                         "training.precision": PRECISIONS, "training.ou": ("motion", "llr")}.items():
         part, name = field.split(".")
         if config[part][name] not in known:
             raise InputError(f"{field} '{config[part][name]}' is unknown; choose {' or '.join(known)}.")
@@ -66,6 +66,14 @@ def check_training(config: ml_collections.ConfigDict) -> None:
         raise InputError("training.objective dsm learns from single frames; set model.temporal=false.")
     if config.data.num_channels != 2:
         raise InputError(f"data.num_channels must be 2, real and imaginary part, not {config.data.num_channels}.")
+    settings, frames = config.training, frames_per_draw(config)
+    parts = processes * settings.accumulation
+    if settings.batch_size % frames or settings.batch_size // frames < parts:
+        raise InputError(
+            f"training.batch_size {settings.batch_size} cannot be shared by {processes} processes with "
+            f"training.accumulation {settings.accumulation} in draws of {frames} frames; give a multiple of "
+            f"{frames}, at least {frames * parts}."
+        )
 
 
 def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
@@ -166,12 +174,7 @@ class Training:
         settings = config.training
         frames = objective.frames_per_draw
         self.draws, self.parts = settings.batch_size // frames, among.count * settings.accumulation
-        if settings.batch_size % frames or self.draws < self.parts:
-            raise InputError(
-                f"training.batch_size {settings.batch_size} cannot be shared by {among.count} processes with "
-                f"training.accumulation {settings.accumulation} in draws of {frames} frames; give a multiple of "
-                f"{frames * self.parts}."
-            )
+        check_training(config, among.count)
         torch.manual_seed(config.seed)
         self.network = create_model(config, objective.context).to(self.device, memory_format=torch.channels_last)
         if settings.init:
@@ -229,6 +232,7 @@ class Training:
                     log.add_image(*self.objective.example(self.network, self.device), self.step)
                 self._snapshots(resume_from, last=stopping or self.step == settings.n_iters)
                 if stopping:
+                    self._tell(f"asked to stop: {resume_from} is of step {self.step}; the same command goes on from it")
                     sys.exit(143)
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
@@ -353,6 +357,8 @@ class Training:
             if then.get(part) != now[part]:
                 before = then.get(part, {})
                 names = [k for k in now[part] if before.get(k) != now[part][k]] if part != "seed" else []
+                if "n_iters" in names:  # that its rate fell to 0 at
+                    names[names.index("n_iters")] = "n_iters under optim.schedule=cosine"
                 raise InputError(
                     f"{path} was made with another {part} ({', '.join(names) or before}); give the same "
                     "configuration to resume it, or another --workdir (begun from this one by --config.training.init, "

@@ -39,7 +39,13 @@ class Trust:
 
 
 def find_trust(
-    measured: Tensor, mask: Tensor, priors: list[Prior], config, seed: int, bar: tqdm | None = None
+    measured: Tensor,
+    mask: Tensor,
+    priors: list[Prior],
+    config,
+    seed: int,
+    bar: tqdm | None = None,
+    start: Tensor | None = None,
 ) -> Trust:
     """Choose σ_0 and α from the scan: hide samples, reconstruct without them, predict them.
 
@@ -62,12 +68,15 @@ def find_trust(
         complex `(frames, height, width)`, unit scale, 0 outside `mask`.
     bar
         progress bar to move on by one per pass.
+    start
+        the cascade's start without the hidden samples, where it is known (`optimization_unit.find_settings`).
     """
     config = with_periodicity(config, measured, mask)
     kept, hidden = hide(mask, seed=seed)
     if not hidden.any():
         return Trust(0.0, (), 0.0, 0, 0.0, 0.0)
-    start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
+    if start is None:
+        start = cascade_start(torch.where(kept, measured, 0), kept, config, seed)
     question = Question(start, measured, kept, hidden, config)
     ask = _ask_in_turn if all(prior.context is not None for prior in priors) else _ask_at_levels
     return ask(question, priors, bar)

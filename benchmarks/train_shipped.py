@@ -25,10 +25,9 @@ from benchmarks import scans
 from benchmarks.gpu import logged
 from benchmarks.scores import write_record
 from configs.ve import cpu_demo, synthetic
-from datasets import SceneFile
 from mri.metrics import evaluate
 from mri.scenes import make_scene
-from objectives import advance_scenes, advanced_file, draw_scenes, loader_workers
+from objectives import advance_scenes, advanced_file, draw_scenes, loader_workers, scene_file
 from priors import MODELS, load_prior
 from sampling import reconstruct
 from training import check_training
@@ -69,9 +68,10 @@ def train_one(name: str, config: ml_collections.ConfigDict, workdir: Path, minut
     budget = Budget(60 * minutes, time.monotonic())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = config.data.image_size
-    scenes = SceneFile(workdir / "data" / f"scenes_{size}.npy")
+    operator = config.training.ou
+    scenes = scene_file(workdir / "data", operator, size)
     if name == "global":
-        draw_scenes(scenes, MOST_SCENES, size, loader_workers(config, device), budget.data_deadline)
+        draw_scenes(scenes, MOST_SCENES, size, operator, loader_workers(config, device), budget.data_deadline)
         config.training.scenes = len(scenes)
     else:
         gm = workdir / "global" / "model.safetensors"

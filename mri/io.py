@@ -17,7 +17,7 @@ import numpy as np
 import scipy.io
 import torch
 
-from mri.fourier import fft2c, ifft2c
+from mri.fourier import ifft2c
 from utils.errors import InputError
 from utils.files import atomic_path, refuse_existing
 
@@ -316,8 +316,9 @@ def sha256(path: str | os.PathLike) -> str:
 def _refuse_coils_and_single_frames(where: str, shape: tuple[int, ...]) -> None:
     axes = sum(length > 1 for length in shape)
     if axes > 3:
+        parts = "join real and imaginary part to complex numbers, or " if shape[-1] == 2 else ""
         raise InputError(
-            f"{where} has {axes} axes {shape}; combine the coils first and save (frames, height, width)."
+            f"{where} has {axes} axes {shape}; {parts}combine the coils first and save (frames, height, width)."
         )
     if axes < 3:
         raise InputError(
@@ -412,7 +413,10 @@ def _object_in_the_middle(kspace: torch.Tensor) -> torch.Tensor:
     `fft2(image)` without shifts and `ifftshift(fft2c(image))` both have DC in the corner, and differ by that roll.
     """
     height, width = kspace.shape[-2:]
-    rolled = fft2c(torch.roll(ifft2c(kspace), (height // 2, width // 2), dims=(-2, -1)))
+    # a roll by half the field of view flips the sign of every other sample, and leaves zeros, which say what was
+    # not measured, exactly zero
+    odd = (torch.arange(height)[:, None] - height // 2 + torch.arange(width) - width // 2) % 2 == 1
+    rolled = torch.where(odd, -kspace, kspace)
     middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
     energy = [ifft2c(k.sum(0)).abs().square()[middle].sum() for k in (kspace, rolled)]
     return rolled if energy[1] > energy[0] else kspace

@@ -39,15 +39,20 @@ def use_triton(x: Tensor) -> bool:
     InputError
         for a `GLDM_OPS` that is unknown, or `triton` where it cannot run.
     """
+    check(x.is_cuda)
+    chosen = _form == "triton" or (_form == "" and x.is_cuda and _installed)
+    return chosen and not _failed and x.dtype in TYPES
+
+
+def check(gpu: bool) -> None:
+    """Raise `InputError` for a `GLDM_OPS` that is unknown, or `triton` where it cannot run (`gpu`: on a GPU or not)."""
     if _form not in ("", *FORMS):
         raise InputError(f"GLDM_OPS is native or triton, or not set, not {_form!r}.")
     if _form == "triton":
         if not _installed:
             raise InputError("GLDM_OPS=triton, but Triton is not installed: pip install triton, or leave it unset.")
-        if not (x.is_cuda or _interpreted):
+        if not (gpu or _interpreted):
             raise InputError("GLDM_OPS=triton needs a GPU (or, to test the kernels, TRITON_INTERPRET=1); unset it.")
-    chosen = _form == "triton" or (_form == "" and x.is_cuda and _installed)
-    return chosen and not _failed and x.dtype in TYPES
 
 
 @contextmanager

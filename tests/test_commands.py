@@ -17,20 +17,21 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from configs.ve.cpu_demo import get_config
-from datasets import embedded_acquisition
+from datasets import acquisition_from_file, embedded_acquisition
 from models.checkpoint import load_model, save_model
 from models.ncsnpp import NCSNpp
-from mri.fourier import fft2c
+from mri.fourier import fft2c, ifft2c
 from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
 from optimization_unit import optimization_unit_alone
 from priors import MODELS, load_prior, shipped
+from run_lib import what_the_priors_did
 from sampling import reconstruct
+from tests.commands import ROOT, command
 from utils.errors import InputError
 
-ROOT = Path(__file__).parents[1]
 TINY = (
     "--config.data.image_size=64 --config.data.frames=4 --config.data.phantoms=2 --config.model.nf=8 "
     "--config.model.ch_mult=(1,2) --config.model.num_res_blocks=1 --config.training.batch_size=2 "
@@ -41,18 +42,6 @@ TINY = (
 ).split()
 PICTURES = {"montage.png", "xt_profile.png", "cine.gif"}
 ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", *PICTURES}
-
-
-def command(*arguments, cwd, succeeds=True):
-    """Run a script of the project from another folder; returns the finished process."""
-    script, *rest = map(str, arguments)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *rest], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    if succeeds:
-        assert done.returncode == 0, done.stderr
-    return done
 
 
 def demo(*arguments, cwd, priors, succeeds=True):
@@ -115,10 +104,34 @@ def test_undersampled_kspace_with_a_reference_file(tmp_path, priors):
     np.save(tmp_path / "truth.npy", image.numpy())
     flags = ["--data", "y.npy", "--key", "kspace"]
     done = demo(*flags, "--reference", "truth.npy", cwd=tmp_path, priors=priors)
-    assert "mask found from its zeros" in done.stdout
+    assert "under-sampled as measured, mask found from its zeros" in done.stdout
     assert names(tmp_path / "result" / "0000") >= {"metrics.csv"}
     demo(*flags, cwd=tmp_path, priors=priors)
     assert names(tmp_path / "result" / "0001") == ALWAYS
+
+
+def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path):
+    image = make_phantom(4, 64, 0)
+    mask = make_mask("uniform", (4, 64, 64), 4, 8)
+    sampled = torch.where(mask, fft2c(image), 0)
+    np.save(tmp_path / "scan.npy", fft2c(ifft2c(sampled)).numpy())
+    np.save(tmp_path / "full.npy", fft2c(image).numpy())
+    config = get_config()
+    config.data.key = "kspace"
+    scan = acquisition_from_file(config, tmp_path / "scan.npy")
+    assert torch.equal(scan.mask, mask) and scan.reference is None
+    assert "mask found from its values below 1e-06 of its largest" in scan.found
+    full = acquisition_from_file(config, tmp_path / "full.npy")
+    assert full.reference is not None and "under-sampled here by uniform R=4 with 8 ACS lines" in full.found
+
+
+def test_what_the_priors_did_is_said():
+    trust = {"hidden": 9, "sigma": 0.1, "alphas": (0.43, 0.0), "error_before": 2.0, "error_after": 1.9}
+    told = what_the_priors_did(trust, MODELS)
+    assert "GM followed by 0.43, LM left out" in told and "explain 5.0%" in told
+    assert "GM followed by 0.50, LM followed by 0.50" in what_the_priors_did({**trust, "alphas": (0.5,)}, MODELS)
+    assert "no better" in what_the_priors_did({**trust, "sigma": 0.0}, MODELS)
+    assert "no sample to hide" in what_the_priors_did({**trust, "hidden": 0}, MODELS)
 
 
 def test_shipped_checkpoints_and_default_scan(tmp_path):
@@ -414,12 +427,13 @@ def test_a_bad_scan_does_not_stop_the_others(tmp_path, priors):
 @pytest.mark.parametrize(
     "flag,words",
     [
-        ("--config.data.nothing=1", "nothing"),
+        ("--config.data.nothing=1", "has no field nothing"),
         ("--config=nowhere.py", "nowhere.py"),
         ("--config.training.batch_size=0", "training.batch_size must be at least 1"),
         ("--config.training.n_iters=0", "training.n_iters must be at least 1"),
         ("--config.data.phantoms=0", "data.phantoms must be at least 1"),
         ("--config.training.objective=gan", "'gan' is unknown"),
+        ("--config.training.accumulation=3", "cannot be shared by 1 processes"),
         ("--config.training.init=nowhere.safetensors", "nowhere.safetensors is not there"),
         ("scan.mat", "scan.mat is not a flag"),
     ],
@@ -517,13 +531,16 @@ def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     flags = [flag for flag in TINY if "n_iters" not in flag and "preemption" not in flag]
     arguments = [sys.executable, str(ROOT / "main.py"), *flags, "--model=global", "--config.training.n_iters=100000"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     kept = tmp_path / "exp" / "global" / "checkpoints"
     while not (kept.is_dir() and list(kept.iterdir())):  # it trains
         assert process.poll() is None
         time.sleep(0.1)
     process.terminate()
-    assert process.wait() == 143
+    told, _ = process.communicate()
+    assert process.returncode == 143 and "the same command goes on" in told
     state = torch.load(tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
     more = [*flags, "--model=global", f"--config.training.n_iters={state['step'] + 2}"]
     done = command("main.py", *more, cwd=tmp_path)
@@ -540,7 +557,7 @@ def test_a_cosine_schedule_is_not_prolonged(tmp_path):
     flags += ["--model=global", "--config.optim.schedule=cosine"]
     command("main.py", *flags, "--config.training.n_iters=2", cwd=tmp_path)
     longer = command("main.py", *flags, "--config.training.n_iters=4", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(longer, "another training (n_iters)")
+    assert_one_sentence(longer, "another training (n_iters under optim.schedule=cosine)")
 
 
 @pytest.mark.parametrize(

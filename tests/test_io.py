@@ -205,7 +205,9 @@ def test_dc_in_the_corner_is_noticed(tmp_path, image, sampling):
     # of fft2 without any shift the images have their origin in the corner too
     unshifted = torch.fft.fft2(image, norm="ortho") * torch.fft.ifftshift(mask, dim=(-2, -1))
     np.save(path, unshifted.numpy())
-    assert torch.allclose(load_scan(path, dc="corner").data, kspace, atol=1e-4)
+    read = load_scan(path, dc="corner").data
+    assert torch.allclose(read, kspace, atol=1e-4)
+    assert torch.equal(read != 0, mask.expand_as(read))  # the zeros say what was not measured
 
 
 # ---------------------------------------------------------------------------------------------- bad input

@@ -52,6 +52,9 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     out = tmp_path / "out"
     assert names(out) == {"heart0", "heart1", "heart2", "measured", "metrics.csv", "metrics.md"}
     assert {row["scan"] for row in rows(out)} == {"heart0", "heart1", "heart2"}  # measured has no reference
+    common = csv.DictReader((out / "heart1" / "metrics_common_scale.csv").read_text().splitlines())
+    expected = [row["psnr_common"] for row in common]
+    assert [row["psnr_common"] for row in rows(out) if row["scan"] == "heart1"] == expected
     alone = ["--data", "scans/heart1.npy", "--out", "alone", *SAMPLER]
     demo(*alone, cwd=tmp_path, priors=priors)
     one, other = (np.load(tmp_path / folder / "reconstruction.npy") for folder in ("alone", "out/heart1"))
@@ -76,6 +79,7 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "1 of 4 scans left out")
     assert times(out) == after
+    assert {row["scan"] for row in rows(out)} == {"heart0", "heart1"}  # of another scan under heart2's name: no row
     demo(*run, "--overwrite", cwd=tmp_path, priors=priors)
     assert all(times(out)[name] > after[name] for name in after)
 
@@ -134,9 +138,12 @@ def test_a_killed_process_leaves_no_claim_and_no_half_folder(scans, tmp_path, pr
     process.wait()
     finished = times(tmp_path / "out")
     assert "heart0" in finished and len(finished) < 4
+    (tmp_path / "out" / ".heart1-abcdefgh").mkdir(exist_ok=True)  # as one that is killed while it writes leaves
+    (tmp_path / "out" / ".heart1-more").mkdir()
     demo("--data", "scans", "--out", "out", *SAMPLER, cwd=tmp_path, priors=priors)
     after = times(tmp_path / "out")
     assert len(after) == 4 and all(after[name] == finished[name] for name in finished)
+    assert [name for name in names(tmp_path / "out") if name.startswith(".")] == [".heart1-more"]
     record = json.loads((tmp_path / "out" / "measured" / "config.json").read_text())
     assert len(record["request"]["checkpoints_sha256"]) == 2
 

@@ -10,6 +10,7 @@ from datasets import embedded_acquisition
 from mri import motion_low_rank as module
 from mri.consistency import scan_scale
 from mri.fourier import fft2c, ifft2c
+from mri.holdout import hide
 from mri.locally_low_rank import shrink_patches
 from mri.masks import make_mask
 from mri.metrics import evaluate
@@ -24,7 +25,7 @@ from mri.motion_low_rank import (
     track,
 )
 from mri.phantom import make_phantom
-from optimization_unit import OptimizationUnit, optimization_unit_alone, settings_of_scan, with_scan_settings
+from optimization_unit import OptimizationUnit, find_settings, optimization_unit_alone
 from priors import load_prior
 from run_lib import compare_methods
 from sampling import reconstruct
@@ -166,27 +167,34 @@ def test_patch_and_steps_are_found_on_hidden_samples(scan):
     measured, mask, _ = scan
     config = short()
     config.ou.motion_patches = (6, 8)
-    found = with_scan_settings(config, measured, mask, 0)
+    found, hidden_start = find_settings(config, measured, mask, 0)
     assert found.ou.operator == "motion" and found.ou.motion_patch in (6, 8) and found.ou.motion_taken % 5 == 0
     assert config.ou.motion_patch == 0  # a copy
     spoiled = torch.where(mask, measured, 9)
-    assert with_scan_settings(config, spoiled, mask, 0).to_json() == found.to_json()
-    assert settings_of_scan(config, 100 * measured.mT, mask.mT).to_json() == found.to_json()
+    assert find_settings(config, spoiled, mask, 0)[0].to_json() == found.to_json()
+    kept, _ = hide(mask, seed=0)
+    known = torch.where(kept, measured, 0)
+    assert torch.equal(hidden_start, OptimizationUnit(found).alone(known, kept, found.data.periodic))
     image = optimization_unit_alone(measured, mask, config)
     assert torch.equal(image, optimization_unit_alone(measured, mask, found))
     found.ou.motion_taken -= 1  # both given: nothing is looked for
     assert not torch.equal(image, optimization_unit_alone(measured, mask, found))
     config.ou.motion_patch, config.ou.motion_taken = 8, 10  # both given: nothing is looked for
-    assert with_scan_settings(config, measured, mask, 0).ou.to_dict() == config.ou.to_dict()
+    given, hidden_start = find_settings(config, measured, mask, 0)
+    assert given.ou.to_dict() == config.ou.to_dict() and hidden_start is None
 
 
 def test_where_following_the_motion_does_not_help_it_is_not_done(scan, monkeypatch):
     measured, mask, _ = scan
     monkeypatch.setattr("optimization_unit.MOTION_MARGIN", 0.999)
-    assert with_scan_settings(short(), measured, mask, 0).ou.operator == "llr"
+    found, hidden_start = find_settings(short(), measured, mask, 0)
+    assert found.ou.operator == "llr"
+    kept, _ = hide(mask, seed=0)
+    assert torch.equal(hidden_start, OptimizationUnit(found).alone(torch.where(kept, measured, 0), kept, True))
     monkeypatch.undo()
     without_acs = mask & (torch.arange(64)[:, None] // 4 != 7) & (torch.arange(64)[:, None] // 4 != 8)
-    assert with_scan_settings(short(), measured, without_acs, 0).ou.operator == "llr"  # no line can be hidden
+    found, hidden_start = find_settings(short(), measured, without_acs, 0)  # no line can be hidden
+    assert found.ou.operator == "llr" and hidden_start is None
 
 
 def test_reconstruction_tells_what_was_found(scan, priors):
@@ -194,6 +202,7 @@ def test_reconstruction_tells_what_was_found(scan, priors):
     config = short()
     config.sampling.trust_levels = (0.1,)
     result = reconstruct(measured, mask, *(load_prior(path) for path in priors), config)
+    assert torch.equal(result.start, optimization_unit_alone(measured, mask, config)) and result.start_seconds > 0
     told = result.settings["config"]["ou"]
     assert told["operator"] == "motion" and told["motion_patch"] == 6 and 0 < told["motion_taken"] <= 10
     before = config.copy_and_resolve_references()

@@ -33,7 +33,7 @@ class Settings:
 
 @pytest.fixture(scope="module")
 def scene():
-    return prepare_scene(3, 64)
+    return prepare_scene(3, 64, "llr")
 
 
 def test_scenes_are_seeded_differ_and_move():
@@ -93,7 +93,7 @@ def test_scenes_in_one_file(scene, tmp_path):
         assert read.periodic == written.periodic
         assert all(torch.equal(getattr(read, name), getattr(written, name)) for name in names)
     with pytest.raises(ValueError, match="holds frames of"):
-        file.append(prepare_scene(4, 80))
+        file.append(prepare_scene(4, 80, "llr"))
     assert len(SceneFile(path)) == 3
 
 
@@ -101,6 +101,18 @@ def test_prepared_scene_is_consistent(scene):
     error = fft2c(scene.start - scene.image).abs()
     assert error[scene.mask].mean() < 0.5 * error[~scene.mask].mean()  # noise alone where it was measured
     assert 0 < missing_std(scene.start - scene.image, scene.mask) < 0.2
+
+
+def test_a_scene_begun_along_the_motion_is_the_same_scene_with_a_better_start():
+    plain, followed = prepare_scene(6, 64, "llr"), prepare_scene(6, 64, "motion")
+    assert torch.equal(followed.image, plain.image) and torch.equal(followed.mask, plain.mask)
+    kept = (fft2c(followed.start) - fft2c(plain.start))[plain.mask]
+    assert kept.abs().max() < 1e-4  # the measured samples
+    assert followed.missing_square() < 0.7 * plain.missing_square()
+
+
+def test_a_scene_is_begun_by_llr_where_that_is_nearer(scene):
+    assert torch.equal(prepare_scene(3, 64, "motion").start, scene.start)
 
 
 def test_augmentation_keeps_measured_samples_measured(scene):
@@ -196,7 +208,7 @@ def test_steps_follow_each_other(scene):
 
 def test_scans_of_one_batch_stay_apart():
     """Cut in columns or not, each is advanced as it would be alone, with its own σ and neighbours."""
-    scene = prepare_scene(6, 64)
+    scene = prepare_scene(6, 64, "llr")
     assert is_lines(scene.mask)
 
     class Narrow(Settings):

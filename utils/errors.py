@@ -67,9 +67,13 @@ def _one_sentence() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        unknown = isinstance(error, (AttributeError, KeyError))
         words = " ".join(str(error).split())
-        if isinstance(error, (AttributeError, KeyError)):
-            words = f"the configuration has no field {words}"
+        if unknown:
+            # a KeyError of a KeyError's text, quoted each time
+            words = " ".join(words.replace("\\n", " ").replace("\\", "").strip("\"'").replace("' Did", ". Did").split())
+            print(f"error: the configuration has no field {words} (configs/default.py lists them).", file=sys.stderr)
+            sys.exit(2)
         mend = "--help lists the flags"
         if not isinstance(error, flags.Error) or "onfig" in words:
             mend = (

@@ -46,7 +46,7 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
             axis = axes[2 * i + 1, column]
             if name == reference:  # it has no error; the place says what the row shows
                 axis.axis("off")
-                axis.text(0.5, 0.5, "|image − reference|\nscale at the right", ha="center", fontsize=7)
+                axis.text(0.5, 0.5, "||image| − |reference||\nscale at the right", ha="center", fontsize=7)
                 continue
             error = np.abs(image[frame] - series[reference][frame])
             shown = axis.imshow(error, cmap="inferno", vmin=0, vmax=top / ERROR_GAIN)
@@ -56,7 +56,8 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
 
 
 def _scale(figure: plt.Figure, shown, axis: plt.Axes) -> None:
-    figure.colorbar(shown, ax=axis, shrink=0.9).ax.tick_params(labelsize=6)
+    above = bool(shown.get_array().max() > shown.get_clim()[1])  # shown as the brightest, too
+    figure.colorbar(shown, ax=axis, shrink=0.9, extend="max" if above else "neither").ax.tick_params(labelsize=6)
 
 
 def xt_profile(path: Path, series: dict[str, np.ndarray], reference: str | None, row: int) -> None:
@@ -107,7 +108,7 @@ def deviation_picture(
 
     All magnitudes `(frames, height, width)` in the same units.
     """
-    maps = {"likely error": deviation[frame]} | ({} if error is None else {"error": error[frame]})
+    maps = {"likely error": deviation[frame]} | ({} if error is None else {"error, complex": error[frame]})
     top = float(np.percentile(deviation[frame], 99.5))
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.4 * (1 + len(maps)), 2.3), layout="constrained")
     axes[0].imshow(image[frame], cmap="gray", vmin=0, vmax=np.percentile(image, 99.5))
