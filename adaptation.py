@@ -100,10 +100,10 @@ def adapt_priors(
             scenes = [advance_scene(scene, one, device, config.sampling.error_gain) for scene in scenes]
         adapted.append(one)
         records.append(asdict(record))
-        if record.steps == 0:
+        if record.steps < EVERY:
             print(
-                f"{record.prior} is as it was: preparing took {now - begun:.0f} of the {config.sampling.adapt:g} s; "
-                "give --adapt more"
+                f"{record.prior} is as it was: of --adapt {config.sampling.adapt:g} s no time was left to train it and "
+                f"look at the validation samples ({now - begun:.0f} s had passed); give more"
             )
             continue
         print(

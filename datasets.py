@@ -35,7 +35,7 @@ from utils.frame_file import append_frames, open_frames
 Tensor = torch.Tensor
 
 MOTION_SEED = 10**7  # + number of a training scene: of the OU's patches and steps
-TINY = 1e-6  # of the largest value of k-space: rounding of single precision
+TINY = 2e-7  # of the largest value of k-space: rounding of single precision
 MOST_CYCLES = 16  # a scan is repeated to make a longer one; more than this is a slip of the keyboard
 
 
@@ -192,7 +192,8 @@ def _undersample(config, name: str, image: Tensor, found: str, sha256: str) -> A
 def _already_undersampled(
     config, name: str, kspace: Tensor, sampled: Tensor, found: str, scan: Scan
 ) -> Acquisition:
-    mask, zeros = sampled, "zeros" if (kspace == 0).any() else f"values below {TINY:g} of its largest"
+    exact = (kspace[~sampled] == 0).all()
+    mask, zeros = sampled, "zeros" if exact else f"values below {TINY:g} of its largest"
     if config.mask.path:
         mask = measurement_mask(config, tuple(kspace.shape))
         missing = (mask & ~sampled).double().sum() / mask.double().sum()
@@ -210,12 +211,15 @@ def _already_undersampled(
 def _sampled_locations(kspace: Tensor) -> Tensor:
     """Where k-space was measured: its non-zero samples, whole lines where lines were measured.
 
-    K-space that went through a Fourier transform and back has rounding where it had zeros: what is TINY in some frames
-    and not in others, in most of k-space, counts as zero.
+    K-space that went through a Fourier transform and back has rounding where it had zeros. It counts as zero where it
+    is tiny in some frames and not in others, with hardly a value between rounding and the rest.
     """
     sampled = kspace != 0
-    measured = kspace.abs() > TINY * kspace.abs().max()
-    if sampled.all() and (measured.any(dim=0) & ~measured.all(dim=0)).double().mean() > 0.5:
+    size = kspace.abs() / kspace.abs().max()
+    measured = size > TINY
+    varying = (measured.any(dim=0) & ~measured.all(dim=0)).double().mean()
+    between = (measured & (size < 10 * TINY)).double().mean()
+    if sampled.double().mean() > 0.99 and varying > 0.05 and between < 0.01:
         sampled = measured
     for axis, across in ((-1, -2), (-2, -1)):
         line_fraction = sampled.double().mean(dim=axis, keepdim=True)

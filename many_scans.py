@@ -19,14 +19,12 @@ import ml_collections
 
 from datasets import Acquisition, acquisition_from_file
 from mri.io import sha256
-from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS
 from priors import Prior
-from run_lib import reconstruct_scan, request
+from run_lib import MANY, reconstruct_scan, request
 from utils.errors import InputError
+from utils.files import UNFINISHED
 from utils.processes import flat, meet
 from utils.tables import markdown, write_csv, write_markdown
-
-TABLE = ("scan", "method", *COLUMNS, *COMMON_SCALE_COLUMNS[:2], "seconds")
 
 Check = Callable[[Acquisition], None]
 
@@ -88,7 +86,12 @@ def reconstruct_many(
         with _claim(out, source.stem, wait=True):
             pass
     if rank == 0:
-        _write_table(out, [source for source in sources if _of_this_request(out, source, config, priors, seed)])
+        try:
+            done = [source for source in sources if is_done(out / source.stem, source, config, priors, seed)]
+        except InputError:  # told above; scores of two requests belong in no one table
+            print(f"a table in {out} stays as it is: not all scans there were reconstructed so")
+        else:
+            _write_table(out, done)
     if failures:
         raise InputError(f"{len(failures)} of {len(sources)} scans left out: " + " | ".join(failures))
 
@@ -125,33 +128,29 @@ def is_done(
 def _claim(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
     """Whether this process may work on a scan: while it does, no other may. `wait` until nobody does."""
     path = out / f".{name}.lock"
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
+    while True:
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            # who had it removed it: a lock on a file that is gone keeps nobody out
+            if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())):
+                continue
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
             return
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)
 
 
 def _remove_unfinished(out: Path, name: str) -> None:
     """Remove what a killed process left of a scan, which is claimed, so that nobody else is writing it."""
-    left = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}")  # as `atomic_folder` names it
-    for folder in out.glob(".*-*"):
+    left = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
+    for folder in out.glob(f".*{UNFINISHED}"):
         if left.fullmatch(folder.name):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _of_this_request(
-    out: Path, source: Path, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
-) -> bool:
-    try:
-        return is_done(out / source.stem, source, config, priors, seed)
-    except (InputError, OSError):
-        return False
 
 
 def _write_table(out: Path, sources: list[Path]) -> None:
@@ -163,15 +162,14 @@ def _write_table(out: Path, sources: list[Path]) -> None:
             paper, common = (list(csv.DictReader(table.read_text().splitlines())) for table in tables)
             for row, more in zip(paper, common, strict=True):
                 together = {"scan": source.stem, **row, **more}
-                rows.append({name: together[name] for name in TABLE})
+                rows.append({name: together[name] for name in MANY})
     for name in ("metrics.csv", "metrics.md") if not rows else ():
         (out / name).unlink(missing_ok=True)
     if not rows:
-        if sources:
-            print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
+        print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
         return
-    write_csv(out / "metrics.csv", rows, TABLE)
+    write_csv(out / "metrics.csv", rows, MANY)
     for row in rows:
-        row.update({name: float(row[name]) for name in TABLE[2:]})
-    write_markdown(out / "metrics.md", rows, TABLE)
-    print(markdown(rows, TABLE) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")
+        row.update({name: float(row[name]) for name in MANY if name not in ("scan", "method")})
+    write_markdown(out / "metrics.md", rows, MANY)
+    print(markdown(rows, MANY) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")

@@ -40,7 +40,7 @@ from mri.fourier import ifft2c
 from mri.io import sha256
 from mri.masks import lines_along_rows
 from mri.weighting import KspaceWeight, from_channels
-from optimization_unit import OptimizationUnit, with_noise_floor, with_periodicity
+from optimization_unit import OptimizationUnit, find_settings
 from priors import Prior, load_prior
 from sde_lib import VESDE
 from utils.errors import InputError
@@ -188,8 +188,8 @@ def make_objective(
 
     The data are one memory-mapped file, made once by the first process. `measured` hides samples of scans
     (`measured_<hidings>_<checksum>.npy`). `synthetic` draws its scenes into
-    `scenes_<OU>_<size>.npy`; LM learns from what GM leaves of them (`scenes_<OU>_<size>_after_<checksum of GM>.npy`),
-    so GM must be there. A run that wants more scenes adds them.
+    `scenes_<size>.npy` (begun by `motion`: `scenes_motion_<size>.npy`); LM learns from what GM leaves of them
+    (`…_after_<checksum of GM>.npy`), so GM must be there. A run that wants more scenes adds them.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def make_objective(
 
 def scene_file(folder: Path, operator: str, size: int) -> SceneFile:
     """Where the synthetic scenes of this size are, begun by this OU."""
-    return SceneFile(folder / f"scenes_{operator}_{size}.npy")
+    return SceneFile(folder / f"scenes_{'' if operator == 'llr' else f'{operator}_'}{size}.npy")
 
 
 def draw_scenes(
@@ -267,7 +267,7 @@ def measured_file(config: ml_collections.ConfigDict, folder: Path) -> SceneFile:
                     "size (--config.data.scan_size)."
                 )
             unit = kspace / scan_scale(kspace, mask)
-            own = with_noise_floor(with_periodicity(config, unit, mask), unit, mask, config.seed)
+            own, _ = find_settings(config, unit, mask, config.seed)
             for seed in range(config.training.hidings):
                 written.append(prepare_measured(unit, mask, own, seed))
     return SceneFile(path)

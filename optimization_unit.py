@@ -73,7 +73,7 @@ class OptimizationUnit:
         """k-space of a scan of unit scale by the OU without any network, from the nearest-in-time start.
 
         `llr`: FISTA. `hankel`: projection and data consistency in turn. `both`: the one after the other. `motion`:
-        `llr`, then low rank along the motion, as `with_motion` found it (else the middle patch and all steps).
+        `llr`, then low rank along the motion, as `find_motion` found it (else the middle patch and all steps).
         """
         kspace, _ = pseudo_reference(measured, mask, "nearest", periodic=periodic)
         ou = self.settings

@@ -13,6 +13,7 @@ from models.ncsnpp import NCSNpp
 from models.precision import Score, compiled, in_precision
 from mri.fourier import fft2c, ifft2c
 from mri.weighting import KspaceWeight, from_channels, to_channels
+from op import dispatch
 from utils.errors import InputError
 from utils.memory import within_memory
 
@@ -125,6 +126,7 @@ def load_prior(
     InputError
         when the file is missing, truncated, or of another architecture.
     """
+    dispatch.check(torch.device(device).type == "cuda")
     shares = (1.0,)
     if Path(path).suffix == ".pth":
         network, weight, context, metadata = load_published(path), KspaceWeight.published(), None, {}

@@ -35,6 +35,7 @@ from utils.tables import markdown, write_csv, write_markdown
 Tensor = torch.Tensor
 
 METRICS = ("method", *COLUMNS, "seconds")
+MANY = ("scan", "method", *COLUMNS, "psnr_common", "ssim_common", "seconds")  # of a table of many scans
 ROLES = {"global": "GM", "local": "LM"}
 
 
@@ -159,25 +160,24 @@ def reconstruct_scan(
 def what_the_priors_did(trust: dict, order: Sequence[str]) -> str:
     """`trust.Trust` of a reconstruction in a sentence."""
     if not trust["hidden"]:
-        why = "cannot be tested, because the mask leaves no sample to hide from them"
-    elif trust["sigma"] == 0:
-        why = "predict the samples hidden from them no better than the optimization unit does"
-    else:
-        alphas = trust["alphas"] if len(trust["alphas"]) == len(order) else trust["alphas"] * len(order)
+        return "the priors cannot be tested, because the mask leaves no sample to hide from them: they are left out"
+    if trust["sigma"] == 0:
+        return "the priors predict the samples hidden from them no better than what they begin with: they are left out"
+    if len(trust["alphas"]) == len(order):
         followed = ", ".join(
-            f"{ROLES[name]} followed by {alpha:.2f}" if alpha > 0 else f"{ROLES[name]} left out"
-            for name, alpha in zip(order, alphas, strict=True)
+            f"{ROLES[name]} followed by α = {alpha:.2f}" if alpha > 0 else f"{ROLES[name]} left out"
+            for name, alpha in zip(order, trust["alphas"], strict=True)
         )
-        explained = 1 - trust["error_after"] / trust["error_before"]
-        return f"the priors: {followed}; they explain {explained:.1%} of the error on the samples hidden from them"
-    return f"the priors {why}: the result is the optimization unit's"
+    else:  # without context
+        followed = f"followed together by α = {trust['alphas'][0]:.2f}"
+    after = trust["error_after"] / trust["error_before"]
+    return f"the priors: {followed}; fitted to the samples hidden from them they leave {after:.3f} of the error there"
 
 
 def request(scan_sha256: str, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int) -> dict:
     """All that a reconstruction depends on, files by their checksums."""
     settings = json.loads(config.to_json())
-    if settings["mask"].pop("path"):
-        settings["mask"] = {"key": settings["mask"]["key"]}  # the rest is of masks to generate
+    settings["mask"].pop("path")
     adapted = {name: settings["training"][name] for name in SETTINGS} if config.sampling.adapt else {}
     return {
         "scan_sha256": scan_sha256,
@@ -254,7 +254,7 @@ def evaluate_folder(
             continue
         rows += [{"scan": scan.name, **row} for row in scored]
     if rows:
-        columns = ("scan", "method", *COLUMNS, *COMMON_SCALE_COLUMNS[:2], "seconds")
+        columns = MANY
         write_csv(out / "metrics.csv", rows, columns)
         write_markdown(out / "metrics.md", rows, columns)
         print(markdown(rows, columns) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")
@@ -272,7 +272,6 @@ def load_priors(config: ml_collections.ConfigDict, global_path: Path | str, loca
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = config.sampling
     check_running(sampling)
-    dispatch.check(device == "cuda")
     return tuple(
         load_prior(path, device, sampling.batch_size, sampling.precision, sampling.compile)
         for path in (global_path, local_path)

@@ -21,7 +21,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.interleave import pseudo_reference
 from mri.masks import acs_rows, is_lines, lines_along_rows
 from mri.weighting import from_channels, to_channels
-from optimization_unit import OptimizationUnit, find_settings, with_floor_of_scan
+from optimization_unit import OptimizationUnit, find_settings, with_periodicity
 from priors import MODELS, Prior, load_prior, shipped
 from sde_lib import VESDE
 from trust import Trust, cascade_start, find_trust
@@ -168,7 +168,7 @@ class Reconstruction:
 
     image: Tensor  # complex64 (frames, height, width), in the input's units
     start: Tensor  # same shape and units: what the sampler began with; for the cascade, the OU's result
-    start_seconds: float  # spent on it
+    start_seconds: float  # spent on it, and on what the OU finds in the scan
     deviation: Tensor | None  # likely error, real, same shape and units; with `sampling.samples`
     log: list[dict[str, float]]  # per step: sigma, residual of the data before data consistency
     settings: dict  # configuration, seed, checkpoints, scale, network passes per frame
@@ -229,8 +229,8 @@ def reconstruct(
 
     generator = torch.Generator().manual_seed(seed)
     begun, hidden_start = time.perf_counter(), None
-    if config.ou.after == "never":  # without an OU there is none to find, but the periodicity
-        config = with_floor_of_scan(config, measured, mask, seed)
+    if config.ou.after == "never":
+        config = with_periodicity(config, measured, mask)
     else:
         config, hidden_start = find_settings(config, measured, mask, seed)
     if sampling.sampler == "published":
@@ -239,6 +239,7 @@ def reconstruct(
             start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
     else:
         start = cascade_start(measured, mask, config, seed)
+    start_image = (ifft2c(start) * scale).cpu()
     start_seconds = time.perf_counter() - begun
     adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
     unit = OptimizationUnit(config, seed)
@@ -279,8 +280,8 @@ def reconstruct(
                 last = partial(denoise, priors[-1])
                 deviation = deviation_map(result, mask, left, last, sampling.samples, generator).cpu() * scale
     settings["passes_per_frame"] = passes
-    image, start = ((ifft2c(k) * scale).cpu() for k in (result, start))
-    return Reconstruction(image, start, start_seconds, deviation, log.steps, settings)
+    image = (ifft2c(result) * scale).cpu()
+    return Reconstruction(image, start_image, start_seconds, deviation, log.steps, settings)
 
 
 def checked_scan(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -322,6 +323,8 @@ def check_settings(config, mask: Tensor) -> None:
         raise InputError("ou.anneal must be above 0, and ou.noise_floor 0 or above.")
     if sampling.adapt < 0 or sampling.adapt_steps < 0:
         raise InputError("sampling.adapt (--adapt) and sampling.adapt_steps must be 0 or more.")
+    if config.ou.after == "never" and (sampling.adapt or sampling.adapt_steps):
+        raise InputError("sampling.adapt (--adapt) learns what the OU leaves; leave out ou.after=never.")
     if sampling.samples == 1 or sampling.samples < 0:
         raise InputError(f"sampling.samples must be 0 or at least 2, not {sampling.samples}.")
     unit.check(*mask.shape)

@@ -66,13 +66,20 @@ def check_training(config: ml_collections.ConfigDict, processes: int = 1) -> Non
         raise InputError("training.objective dsm learns from single frames; set model.temporal=false.")
     if config.data.num_channels != 2:
         raise InputError(f"data.num_channels must be 2, real and imaginary part, not {config.data.num_channels}.")
-    settings, frames = config.training, frames_per_draw(config)
+    check_batch(config.training, frames_per_draw(config), processes)
+
+
+def check_batch(settings: ml_collections.ConfigDict, frames: int, processes: int) -> None:
+    """Raise `InputError` when draws of so many frames make no batch, or one that `processes` cannot share."""
     parts = processes * settings.accumulation
     if settings.batch_size % frames or settings.batch_size // frames < parts:
+        # with scans a small batch makes small draws, a larger one would make larger ones
+        whole = 1 if frames == 1 else settings.scene_frames
+        fewer = "" if frames == 1 else ", or fewer --config.training.scene_frames"
         raise InputError(
-            f"training.batch_size {settings.batch_size} cannot be shared by {processes} processes with "
-            f"training.accumulation {settings.accumulation} in draws of {frames} frames; give a multiple of "
-            f"{frames}, at least {frames * parts}."
+            f"training.batch_size {settings.batch_size} in draws of {frames} frames cannot be shared by {processes} "
+            f"process(es) with training.accumulation {settings.accumulation}; give a multiple of {whole}, at least "
+            f"{whole * parts}{fewer}."
         )
 
 
@@ -174,7 +181,7 @@ class Training:
         settings = config.training
         frames = objective.frames_per_draw
         self.draws, self.parts = settings.batch_size // frames, among.count * settings.accumulation
-        check_training(config, among.count)
+        check_batch(settings, frames, among.count)
         torch.manual_seed(config.seed)
         self.network = create_model(config, objective.context).to(self.device, memory_format=torch.channels_last)
         if settings.init:
@@ -349,6 +356,7 @@ class Training:
                 f"{path} is truncated or no checkpoint of this training; put the newest file of "
                 f"{self.folder / 'checkpoints'} in its place, or remove it to begin again."
             ) from None
+        then["training"].setdefault("ou", "llr")  # as it was before it could be chosen
         for config in (then, now):
             cosine = config["optim"].get("schedule") == "cosine"
             free = FREE_TO_CHANGE if not cosine else [field for field in FREE_TO_CHANGE if field != "n_iters"]

@@ -70,9 +70,10 @@ def test_what_does_not_help_enough_is_not_kept(scan):
     assert [record["kept"] for record in records] == [False, False]
 
 
-def test_seconds_end_the_adaptation(scan):
+def test_seconds_end_the_adaptation(scan, capsys):
     _, records = adapt_priors(*scan, [untrained("global")], settings(adapt=1e-3, adapt_steps=0), 0)
     assert records[0]["steps"] == 0 and not records[0]["kept"]
+    assert "no time was left to train" in capsys.readouterr().out
 
 
 def test_nothing_to_hide_is_said(scan, capsys):
@@ -91,7 +92,10 @@ def test_reconstruction_records_the_adaptation_and_refuses_priors_without_contex
     plain = [replace(prior, context=None) for prior in priors]
     with pytest.raises(InputError, match="need priors with context"):
         reconstruct(*scan, *plain, config)
-    config.sampling.adapt = -1.0
+    config.ou.after = "never"
+    with pytest.raises(InputError, match="leave out ou.after"):
+        reconstruct(*scan, *priors, config)
+    config.ou.after, config.sampling.adapt = "both", -1.0
     with pytest.raises(InputError, match="0 or more"):
         reconstruct(*scan, *priors, config)
 

@@ -25,6 +25,7 @@ from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
+from op.dispatch import forced
 from optimization_unit import optimization_unit_alone
 from priors import MODELS, load_prior, shipped
 from run_lib import what_the_priors_did
@@ -110,9 +111,13 @@ def test_undersampled_kspace_with_a_reference_file(tmp_path, priors):
     assert names(tmp_path / "result" / "0001") == ALWAYS
 
 
-def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path):
-    image = make_phantom(4, 64, 0)
-    mask = make_mask("uniform", (4, 64, 64), 4, 8)
+@pytest.mark.parametrize(
+    ("frames", "pattern", "acceleration", "acs"),
+    [(4, "uniform", 5, 8), (3, "uniform", 8, 8), (4, "random", 2, 32), (4, "radial", 6, 0)],
+)
+def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path, frames, pattern, acceleration, acs):
+    image = make_phantom(frames, 64, 0)
+    mask = make_mask(pattern, (frames, 64, 64), acceleration, acs, seed=3)
     sampled = torch.where(mask, fft2c(image), 0)
     np.save(tmp_path / "scan.npy", fft2c(ifft2c(sampled)).numpy())
     np.save(tmp_path / "full.npy", fft2c(image).numpy())
@@ -120,7 +125,7 @@ def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path):
     config.data.key = "kspace"
     scan = acquisition_from_file(config, tmp_path / "scan.npy")
     assert torch.equal(scan.mask, mask) and scan.reference is None
-    assert "mask found from its values below 1e-06 of its largest" in scan.found
+    assert "mask found from its values below 2e-07 of its largest" in scan.found
     full = acquisition_from_file(config, tmp_path / "full.npy")
     assert full.reference is not None and "under-sampled here by uniform R=4 with 8 ACS lines" in full.found
 
@@ -128,8 +133,8 @@ def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path):
 def test_what_the_priors_did_is_said():
     trust = {"hidden": 9, "sigma": 0.1, "alphas": (0.43, 0.0), "error_before": 2.0, "error_after": 1.9}
     told = what_the_priors_did(trust, MODELS)
-    assert "GM followed by 0.43, LM left out" in told and "explain 5.0%" in told
-    assert "GM followed by 0.50, LM followed by 0.50" in what_the_priors_did({**trust, "alphas": (0.5,)}, MODELS)
+    assert "GM followed by α = 0.43, LM left out" in told and "leave 0.950 of the error" in told
+    assert "followed together by α = 0.50" in what_the_priors_did({**trust, "alphas": (0.5,)}, MODELS)
     assert "no better" in what_the_priors_did({**trust, "sigma": 0.0}, MODELS)
     assert "no sample to hide" in what_the_priors_did({**trust, "hidden": 0}, MODELS)
 
@@ -335,6 +340,13 @@ BAD_CHECKPOINTS = {
 }
 
 
+@pytest.mark.parametrize(("form", "words"), [("cuda", "native or triton"), ("triton", "needs a GPU")])
+def test_operations_that_cannot_run_are_refused_before_any_work(form, words, priors, monkeypatch):
+    monkeypatch.setattr("op.dispatch._interpreted", False)
+    with forced(form), pytest.raises(InputError, match=words):
+        load_prior(priors[0])
+
+
 @pytest.mark.parametrize("case", BAD_CHECKPOINTS)
 def test_bad_checkpoints(case, tmp_path, priors):
     name, write = BAD_CHECKPOINTS[case]
@@ -433,7 +445,7 @@ def test_a_bad_scan_does_not_stop_the_others(tmp_path, priors):
         ("--config.training.n_iters=0", "training.n_iters must be at least 1"),
         ("--config.data.phantoms=0", "data.phantoms must be at least 1"),
         ("--config.training.objective=gan", "'gan' is unknown"),
-        ("--config.training.accumulation=3", "cannot be shared by 1 processes"),
+        ("--config.training.accumulation=3", "cannot be shared by 1 process(es)"),
         ("--config.training.init=nowhere.safetensors", "nowhere.safetensors is not there"),
         ("scan.mat", "scan.mat is not a flag"),
     ],

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from datasets import scan_files
+from many_scans import _claim
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_phantom
@@ -72,6 +74,7 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     assert strip[0] == strip[1]
 
     # another setting, another scan
+    whole = (out / "metrics.csv").read_text()
     np.save(scans / "heart2.npy", make_phantom(4, 64, 9).numpy())
     done = demo(*run, "--config.sampling.snr=0.1", cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "4 of 4 scans left out")
@@ -79,7 +82,7 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "1 of 4 scans left out")
     assert times(out) == after
-    assert {row["scan"] for row in rows(out)} == {"heart0", "heart1"}  # of another scan under heart2's name: no row
+    assert (out / "metrics.csv").read_text() == whole and "stays as it is" in done.stdout  # no table of two requests
     demo(*run, "--overwrite", cwd=tmp_path, priors=priors)
     assert all(times(out)[name] > after[name] for name in after)
 
@@ -138,14 +141,38 @@ def test_a_killed_process_leaves_no_claim_and_no_half_folder(scans, tmp_path, pr
     process.wait()
     finished = times(tmp_path / "out")
     assert "heart0" in finished and len(finished) < 4
-    (tmp_path / "out" / ".heart1-abcdefgh").mkdir(exist_ok=True)  # as one that is killed while it writes leaves
-    (tmp_path / "out" / ".heart1-more").mkdir()
+    (tmp_path / "out" / ".heart1-abcdefgh.unfinished").mkdir()  # as one that is killed while it writes leaves
+    (tmp_path / "out" / ".heart1-of-another").mkdir()
     demo("--data", "scans", "--out", "out", *SAMPLER, cwd=tmp_path, priors=priors)
     after = times(tmp_path / "out")
     assert len(after) == 4 and all(after[name] == finished[name] for name in finished)
-    assert [name for name in names(tmp_path / "out") if name.startswith(".")] == [".heart1-more"]
+    assert [name for name in names(tmp_path / "out") if name.startswith(".")] == [".heart1-of-another"]
     record = json.loads((tmp_path / "out" / "measured" / "config.json").read_text())
     assert len(record["request"]["checkpoints_sha256"]) == 2
+
+
+def test_a_claim_keeps_everybody_else_out(tmp_path):
+    """Also who waited for a claim that was given back, whose file is another one since."""
+    with _claim(tmp_path, "heart") as first:
+        waiting = threading.Thread(target=hold, args=(tmp_path, seen := [], release := threading.Event()))
+        waiting.start()
+        time.sleep(0.2)
+        assert first and not seen
+    while not seen:
+        time.sleep(0.01)
+    with _claim(tmp_path, "heart") as other:
+        assert not other
+    release.set()
+    waiting.join()
+    with _claim(tmp_path, "heart") as last:
+        assert last
+    assert not names(tmp_path)
+
+
+def hold(folder, seen, release):
+    with _claim(folder, "heart", wait=True) as mine:
+        seen.append(mine)
+        release.wait(10)
 
 
 def test_flags_for_one_scan(scans, tmp_path, priors):

@@ -184,6 +184,26 @@ def test_patch_and_steps_are_found_on_hidden_samples(scan):
     assert given.ou.to_dict() == config.ou.to_dict() and hidden_start is None
 
 
+def test_the_search_ends_where_nothing_better_comes(scan, monkeypatch):
+    """The largest patch first; a side ends after two looks without a better one, all with a side that is no better."""
+    measured, mask, _ = scan
+    config = short()
+    config.ou.motion_patches, config.ou.motion_steps = (4, 8, 6), 30
+    looks = iter([100, 50, 40, 41, 42, 60, 45, 44, 43, 42, 41])  # llr; 8: best at step 10; 6: 30 steps
+    taken = []
+
+    def along(self, start, measured, mask, patch, periodic):
+        for _ in range(30):
+            taken.append(patch)
+            yield start
+
+    monkeypatch.setattr("optimization_unit._hidden_error", lambda *_: next(looks))
+    monkeypatch.setattr(OptimizationUnit, "along_motion", along)
+    found, _ = find_settings(config, measured, mask, 0)
+    assert (found.ou.motion_patch, found.ou.motion_taken) == (8, 10)
+    assert taken == [8] * 20 + [6] * 30  # 4 is not tried
+
+
 def test_where_following_the_motion_does_not_help_it_is_not_done(scan, monkeypatch):
     measured, mask, _ = scan
     monkeypatch.setattr("optimization_unit.MOTION_MARGIN", 0.999)

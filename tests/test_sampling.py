@@ -437,8 +437,10 @@ def test_transposed_scan_gives_the_transposed_result(scan, few, monkeypatch):
     """Lines may run along either axis."""
     monkeypatch.setattr("sampling.find_trust", lambda *arguments: Trust(0.1, (1.0, 1.0), 0.1, 9, 1.0, 0.9))
     prior = context_prior()
-    images = [
-        reconstruct(turn(scan.kspace), turn(scan.mask), prior, prior, few).image
-        for turn in (lambda x: x, lambda x: x.mT)
-    ]
-    assert torch.allclose(images[0], images[1].mT, atol=1e-5 * images[0].abs().max())
+    one, other = (
+        reconstruct(turn(scan.kspace), turn(scan.mask), prior, prior, few) for turn in (lambda x: x, lambda x: x.mT)
+    )
+    for name in ("image", "start"):
+        image = getattr(one, name)
+        assert torch.allclose(image, getattr(other, name).mT, atol=1e-5 * image.abs().max())
+    assert not torch.equal(one.image, one.start)

@@ -156,7 +156,7 @@ def training(tmp_path, among=ALONE, **settings):
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cannot be shared by 3 processes.*multiple of 6"):
+    with pytest.raises(InputError, match=r"cannot be shared by 3 process.*multiple of 1, at least 6\."):
         training(tmp_path, Processes(0, 3, torch.device("cpu")), accumulation=2)
 
 

@@ -72,10 +72,9 @@ def _one_sentence() -> Iterator[None]:
         if unknown:
             # a KeyError of a KeyError's text, quoted each time
             words = " ".join(words.replace("\\n", " ").replace("\\", "").strip("\"'").replace("' Did", ". Did").split())
-            print(f"error: the configuration has no field {words} (configs/default.py lists them).", file=sys.stderr)
-            sys.exit(2)
-        mend = "--help lists the flags"
-        if not isinstance(error, flags.Error) or "onfig" in words:
+            words = f"the configuration has no field {words}"
+        mend = "configs/default.py lists them" if unknown else "--help lists the flags"
+        if not unknown and not isinstance(error, flags.Error) or "onfig" in words:
             mend = (
                 "--config=FILE.py, a file with get_config(), comes first, then --config.<part>.<field>=value with "
                 "the fields of configs/default.py"
