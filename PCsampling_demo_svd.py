@@ -22,7 +22,7 @@ from datasets import (
 )
 from many_scans import reconstruct_many
 from mri.masks import PATTERNS
-from priors import Prior, shipped
+from priors import Prior
 from utils.errors import InputError, define_config, exit_on_input_error, run_command
 from utils.files import numbered_folder, refuse_existing, refuse_unwritable
 
@@ -99,11 +99,7 @@ def run() -> None:
         if not several:
             refuse_existing(FLAGS.out, FLAGS.overwrite)
     refuse_unwritable(FLAGS.out or "result")
-    priors = run_lib.load_priors(
-        config,
-        FLAGS.checkpoint_global or shipped("global", config.sampling.sampler),
-        FLAGS.checkpoint_local or shipped("local", config.sampling.sampler),
-    )
+    priors = run_lib.load_priors(config, FLAGS.checkpoint_global, FLAGS.checkpoint_local)
     if several:
         reconstruct_several(config, priors)
     else:

@@ -22,7 +22,7 @@ Tensor = torch.Tensor
 
 FRAMES = 16  # per step, at most
 HIDINGS = 4  # ways to hide samples of the scan, to learn from …
-HIDINGS_MOTION = 2  # … where the OU follows the motion, which takes ten times as long
+HIDINGS_MOTION = 2  # … where the OU follows the motion, which takes several times as long
 RATE = 2e-4  # of Adam: a tenth of the training's, which learned from all kinds of scenes
 DECAY = 0.95  # of the average of the weights
 SETTINGS = ("columns", "max_gain", "sigma_jitter")  # of config.training, that an adaptation depends on

@@ -51,7 +51,12 @@ class Acquisition:
     sha256: str  # of the file; empty for an embedded phantom
 
     def __str__(self) -> str:
-        return f"{self.found}\nmask: net acceleration {net_acceleration(self.mask):.2f}"
+        remark = ""
+        if self.mask.all():
+            remark = "; nothing is missing"
+        elif (self.mask == self.mask[0]).all():
+            remark = "; the same samples in every frame, so that no frame fills the gaps of another"
+        return f"{self.found}\nmask: net acceleration {net_acceleration(self.mask):.2f}{remark}"
 
 
 def scan_files(path: str | os.PathLike) -> list[Path]:

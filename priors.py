@@ -1,6 +1,6 @@
 """GM and LM as the samplers use them: a network, what it sees of a scan, and its file."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,10 +22,17 @@ Tensor = torch.Tensor
 MODELS = ("global", "local")
 
 
-def shipped(name: str, sampler: str) -> Path:
-    """The shipped checkpoint of GM or LM (`name`): with context for `cascade`, the paper's kind for `published`."""
+def shipped(name: str, sampler: str, operator: str = "llr") -> Path:
+    """The shipped checkpoint of GM or LM (`name`): with context for `cascade`, the paper's kind for `published`.
+
+    Those with context learned what the OU `operator`, `llr` or `motion`, leaves; of LM there is only one for `llr`.
+    """
     folder = Path(__file__).parent / "checkpoints"
-    return (folder / "dsm" if sampler == "published" else folder) / f"{name}.safetensors"
+    if sampler == "published":
+        folder = folder / "dsm"
+    elif operator == "motion":
+        folder = folder / "motion"
+    return folder / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class Prior:
     shares: tuple[float, ...] = (1.0,)  # with context: of the error's deviation, left after each step in training
     role: str | None = None  # global or local, where the file says it
     run: Score | None = None  # the network compiled or in another precision; None: as it is
+    after_motion: "Prior | None" = None  # what takes its place where the OU followed the motion; None: nothing
 
     @property
     def passes(self) -> int:
@@ -154,3 +162,12 @@ def load_prior(
     if compile or precision != "fp32":
         run = in_precision(compiled(network, device) if compile else network, precision, device)
     return Prior(network, weight, str(path), batch_size, context, shares, metadata.get("prior"), run)
+
+
+def load_shipped(name: str, sampler: str, *run) -> Prior:
+    """The shipped GM or LM (`name`), with the one for after `motion` where there is one; `run` as of `load_prior`."""
+    prior = load_prior(shipped(name, sampler), *run)
+    path = shipped(name, sampler, "motion")
+    if sampler == "published" or not path.is_file():
+        return prior
+    return replace(prior, after_motion=load_prior(path, *run))

@@ -22,7 +22,7 @@ from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
 from objectives import make_objective
 from op import dispatch
 from optimization_unit import optimization_unit_alone
-from priors import MODELS, Prior, load_prior
+from priors import MODELS, Prior, load_prior, load_shipped
 from sampling import Reconstruction, check_running, reconstruct
 from training import Training, check_training
 from utils.arguments import command_line
@@ -182,7 +182,7 @@ def request(scan_sha256: str, config: ml_collections.ConfigDict, priors: tuple[P
     return {
         "scan_sha256": scan_sha256,
         "mask_sha256": sha256(config.mask.path) if config.mask.path else "",
-        "checkpoints_sha256": [sha256(prior.path) for prior in priors],
+        "checkpoints_sha256": [sha256(one.path) for prior in priors for one in (prior, prior.after_motion) if one],
         "seed": seed,
         "adaptation": adapted,
         **{part: settings[part] for part in ("data", "mask", "sampling", "ou")},
@@ -267,12 +267,15 @@ def evaluate_folder(
     return rows
 
 
-def load_priors(config: ml_collections.ConfigDict, global_path: Path | str, local_path: Path | str):
-    """GM and LM on the device at hand, run as `config.sampling` says."""
+def load_priors(
+    config: ml_collections.ConfigDict, global_path: Path | str | None, local_path: Path | str | None
+) -> tuple[Prior, Prior]:
+    """GM and LM on the device at hand, run as `config.sampling` says; None stands for the shipped one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     sampling = config.sampling
     check_running(sampling)
+    run = (device, sampling.batch_size, sampling.precision, sampling.compile)
     return tuple(
-        load_prior(path, device, sampling.batch_size, sampling.precision, sampling.compile)
-        for path in (global_path, local_path)
+        load_prior(path, *run) if path else load_shipped(name, sampling.sampler, *run)
+        for name, path in zip(MODELS, (global_path, local_path), strict=True)
     )

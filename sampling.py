@@ -22,7 +22,7 @@ from mri.interleave import pseudo_reference
 from mri.masks import acs_rows, is_lines, lines_along_rows
 from mri.weighting import from_channels, to_channels
 from optimization_unit import OptimizationUnit, find_settings, with_periodicity
-from priors import MODELS, Prior, load_prior, shipped
+from priors import MODELS, Prior, load_shipped
 from sde_lib import VESDE
 from trust import Trust, cascade_start, find_trust
 from uncertainty import deviation_map
@@ -215,7 +215,7 @@ def reconstruct(
     models = {"global": global_model, "local": local_model}
     check_settings(config, mask)
     run = (device, sampling.batch_size, sampling.precision, sampling.compile)
-    priors = [models[name] or load_prior(shipped(name, sampling.sampler), *run) for name in sampling.order]
+    priors = [models[name] or load_shipped(name, sampling.sampler, *run) for name in sampling.order]
     for name, prior in zip(sampling.order, priors, strict=True):
         if prior.role not in (None, name):
             raise InputError(f"{prior.path} is the {prior.role} model but is given as the {name} one; exchange them.")
@@ -243,6 +243,8 @@ def reconstruct(
     start_seconds = time.perf_counter() - begun
     adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
     unit = OptimizationUnit(config, seed)
+    if unit.operator == "motion" and config.ou.after != "never":
+        priors = [prior.after_motion or prior for prior in priors]
     settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
     settings["checkpoints"] = [prior.path for prior in priors]
     settings["networks"] = [prior.network.config for prior in priors]

@@ -97,7 +97,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
 
     training.compile = False      # torch.compile the training step (needs a C++ compiler on a CPU)
     training.init = ""            # model.safetensors to begin from, for GM and LM alike; empty: at random
-    # synthetic, and measured where ou.operator is auto: the OU whose errors are learned: llr | motion (five to ten
+    # synthetic, and measured where ou.operator is auto: the OU whose errors are learned: llr | motion (several
     # times the time per scene)
     training.ou = "llr"
     training.scenes = 2000        # synthetic: scenes that are drawn

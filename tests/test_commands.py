@@ -149,15 +149,18 @@ def test_shipped_checkpoints_and_default_scan(tmp_path):
 
 
 def test_shipped_checkpoints_say_how_they_were_made():
-    for sampler, objective in (("cascade", "synthetic"), ("published", "dsm")):
+    for sampler, operator, objective in (
+        ("cascade", "llr", "synthetic"), ("cascade", "motion", "synthetic"), ("published", "llr", "dsm")
+    ):  # fmt: skip
         size = 0
-        for name in MODELS:
-            path = shipped(name, sampler)
+        for name in MODELS if operator == "llr" else ("global",):
+            path = shipped(name, sampler, operator)
             size += path.stat().st_size
             _, metadata = load_model(path)
             assert metadata["prior"] == name and metadata["command"].startswith("python main.py")
             assert metadata["training_config"]["data"]["image_size"] == 96
             assert metadata.get("objective", "dsm") == objective
+            assert metadata["training_config"]["training"].get("ou", "llr") == operator
         assert size <= 16 * 2**20
 
 

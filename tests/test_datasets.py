@@ -44,6 +44,14 @@ def test_embedded_scan_is_undersampled(config):
     assert torch.equal(scan.mask, make_mask("uniform", (6, 64, 64), 4, 8))
     assert torch.equal(scan.kspace[scan.mask], fft2c(scan.reference)[scan.mask])
     assert (scan.kspace[~scan.mask] == 0).all()
+    assert "same samples in every frame" not in str(scan) and "nothing is missing" not in str(scan)
+
+
+def test_masks_that_leave_little_to_do_are_told(config, tmp_path):
+    config.mask.acceleration = 1
+    assert "nothing is missing" in str(embedded_acquisition(config, 0))
+    config.mask.path = str(save(tmp_path / "still.npy", (torch.arange(64) % 2 == 0)[:, None].expand(64, 64)))
+    assert "net acceleration 2.00; the same samples in every frame" in str(embedded_acquisition(config, 0))
 
 
 def test_magnitude_images_get_a_seeded_smooth_phase(config, image, tmp_path):

@@ -1,6 +1,7 @@
 """Low rank along the motion: the tracks, the shrinkage, and what the optimization unit makes of them."""
 
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from mri.motion_low_rank import (
 )
 from mri.phantom import make_phantom
 from optimization_unit import OptimizationUnit, find_settings, optimization_unit_alone
-from priors import load_prior
+from priors import load_prior, load_shipped
 from run_lib import compare_methods
 from sampling import reconstruct
 from utils.errors import InputError
@@ -229,6 +230,20 @@ def test_reconstruction_tells_what_was_found(scan, priors):
     before.ou.operator = "llr"
     without = reconstruct(measured, mask, *(load_prior(path) for path in priors), before)
     assert evaluate(result.image, truth)["psnr"] > evaluate(without.image, truth)["psnr"] + 2
+
+
+def test_a_prior_for_after_the_motion_takes_the_place_of_the_other(scan, priors):
+    measured, mask, _ = scan
+    one, other = (load_prior(path) for path in priors)
+    both = replace(one, after_motion=replace(other, path="after_motion"))
+    config = short()
+    config.sampling.trust_levels = (0.1,)
+    assert reconstruct(measured, mask, both, other, config).settings["checkpoints"] == ["after_motion", other.path]
+    config.ou.operator = "llr"
+    assert reconstruct(measured, mask, both, other, config).settings["checkpoints"] == [one.path, other.path]
+    gm, lm = (load_shipped(name, "cascade") for name in ("global", "local"))
+    assert gm.after_motion.path.endswith("motion/global.safetensors") and lm.after_motion is None
+    assert load_shipped("global", "published").after_motion is None
 
 
 def test_without_the_unit_nothing_is_looked_for(scan, priors):
