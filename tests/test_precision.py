@@ -49,7 +49,7 @@ def test_the_networks_are_compiled_and_give_the_same(monkeypatch, scan):
     plain = reconstructed(scan)
     monkeypatch.setattr(torch, "compile", with_eager)
     assert torch.allclose(reconstructed(scan, compile=True).image, plain.image, atol=1e-5)
-    assert len(traced) == 2  # GM and LM
+    assert len(traced) == 3  # GM, the one for after the motion, and LM
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of what PyTorch imports

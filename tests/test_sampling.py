@@ -261,7 +261,7 @@ def denoising_prior(truth, scale):
 
     class Knowing:
         weight = KspaceWeight(1.0, 0.2, 0.5)
-        path, context, role, passes = "knowing", None, None, 1
+        path, context, role, passes, after_motion = "knowing", None, None, 1, None
         network = SimpleNamespace(config={"sigma_min": 0.01, "sigma_max": 4.0})
 
         def denoise(self, x, sigma, mask, periodic):
