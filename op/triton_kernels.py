@@ -1,5 +1,8 @@
 """The Triton kernels behind `op.upfirdn2d` and `op.fused`, and their launches. Import through `op.dispatch.kernels`.
 
+The one module that needs Triton: kernels are compiled from decorated functions, so it is imported at the top, and
+nothing imports this module but `op.dispatch.kernels`, on a GPU (or in Triton's interpreter).
+
 Tensors are dense, contiguous or channels-last. Kernels that work on images see them as `pixels × channels` with a
 stride for each: tiles are long in the direction that is contiguous. Sums are made in float32.
 """
@@ -7,8 +10,14 @@ stride for each: tiles are long in the direction that is contiguous. Sums are ma
 import contextlib
 
 import torch
-import triton
-import triton.language as tl
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    raise ImportError(
+        "op.triton_kernels needs Triton (pip install triton); op.upfirdn2d and op.fused do without it."
+    ) from None
 
 Tensor = torch.Tensor
 

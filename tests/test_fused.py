@@ -347,6 +347,36 @@ def test_no_import_starts_a_compiler_or_anything_else(script):
     assert done.stdout.strip() == "imported", done.stderr
 
 
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # as where it is not installed
+from pathlib import Path
+import importlib, torch
+for folder in ("op", "models", "mri", "utils"):
+    for path in (Path(sys.argv[1]) / folder).glob("*.py"):
+        if path.stem not in ("__init__", "triton_kernels"):
+            importlib.import_module(f"{folder}.{path.stem}")
+import main, run_lib
+from priors import load_shipped
+from models.context import neighbours
+prior = load_shipped("global", "cascade")
+x = torch.randn(3, prior.network.in_channels, 32, 32)
+print("passed", bool(prior.score(x, 0.1, neighbours(3, True)).isfinite().all()))
+try:
+    import op.triton_kernels
+except ImportError as error:
+    print(error)
+"""
+
+
+def test_without_triton_all_but_its_own_module_works():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = [sys.executable, "-c", WITHOUT_TRITON, str(ROOT)]
+    done = subprocess.run(program, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "passed True" in done.stdout, done.stderr
+    assert "op.triton_kernels needs Triton (pip install triton)" in done.stdout
+
+
 COMPILE = """
 import sys
 import triton
