@@ -40,7 +40,7 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
             if column == 0:
                 axis.set_ylabel(f"frame {frame}", fontsize=8)
             if column == len(series) - 1:
-                _scale(figure, shown, axis)
+                _scale(figure, shown, axis, max(other[frame].max() for other in series.values()))
             if not reference:
                 continue
             axis = axes[2 * i + 1, column]
@@ -51,12 +51,14 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
             error = np.abs(image[frame] - series[reference][frame])
             shown = axis.imshow(error, cmap="inferno", vmin=0, vmax=top / ERROR_GAIN)
             if column == len(series) - 1:
-                _scale(figure, shown, axis)
+                errors = (np.abs(other[frame] - series[reference][frame]) for other in series.values())
+                _scale(figure, shown, axis, max(other.max() for other in errors))
     _finish(figure, axes, path)
 
 
-def _scale(figure: plt.Figure, shown, axis: plt.Axes) -> None:
-    above = bool(shown.get_array().max() > shown.get_clim()[1])  # shown as the brightest, too
+def _scale(figure: plt.Figure, shown, axis: plt.Axes, largest: float) -> None:
+    """The scale of a row of pictures, pointed where their `largest` value lies above it."""
+    above = bool(largest > shown.get_clim()[1])
     figure.colorbar(shown, ax=axis, shrink=0.9, extend="max" if above else "neither").ax.tick_params(labelsize=6)
 
 
@@ -116,7 +118,7 @@ def deviation_picture(
     for axis, (name, values) in zip(axes[1:], maps.items(), strict=True):
         shown = axis.imshow(values, cmap="inferno", vmin=0, vmax=top)
         axis.set_title(name, fontsize=9)
-    _scale(figure, shown, axes[-1])
+    _scale(figure, shown, axes[-1], max(values[frame].max() for values in (deviation, error) if values is not None))
     _finish(figure, axes, path)
 
 
