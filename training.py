@@ -196,7 +196,8 @@ class Training:
             self.parallel = DistributedDataParallel(
                 self.network, ids, find_unused_parameters=unused, broadcast_buffers=False
             )
-        compiled = torch.compile(self.parallel) if settings.compile else self.parallel
+        # a graph for each size of scans: of one for all sizes, PyTorch cannot order the strides of the gradients
+        compiled = torch.compile(self.parallel, dynamic=False) if settings.compile else self.parallel
         self.score = in_precision(compiled, settings.precision, self.device)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = ExponentialMovingAverage(self.parameters, config.model.ema_rate)

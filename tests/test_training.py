@@ -155,6 +155,23 @@ def training(tmp_path, among=ALONE, **settings):
     return Training(config, tmp_path, DenoisingScoreMatching(config, frames.numpy(), "global"), among)
 
 
+def test_a_compiled_step_is_compiled_for_each_size_and_learns_the_same(tmp_path, monkeypatch):
+    compile, asked = torch.compile, []
+
+    def with_eager(network, **settings):  # the backend that needs no compiler
+        asked.append(settings)
+        return compile(network, backend="eager", **settings)
+
+    plain = training(tmp_path / "plain")
+    plain.run()
+    monkeypatch.setattr(torch, "compile", with_eager)
+    compiled = training(tmp_path / "compiled", compile=True)
+    compiled.run()
+    assert asked == [{"dynamic": False}]  # else inductor fails at the second size of scans
+    for one, other in zip(plain.parameters, compiled.parameters, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"cannot be shared by 3 process.*multiple of 1, at least 6\."):
         training(tmp_path, Processes(0, 3, torch.device("cpu")), accumulation=2)
