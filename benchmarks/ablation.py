@@ -1,12 +1,14 @@
-"""Which stage pays: `python -m benchmarks.ablation --out DIR [--data FILE --acceleration 4,8 …]`.
+"""Ablation: `python -m benchmarks.ablation --out DIR [--data FILE --acceleration 4,8 …]`.
 
-Every stage of the reconstruction is left out or exchanged in turn: the models and their order, the OU, the start
-and the sampler. With an OU the few-step cascade has one start only, the OU's own result from the pseudo-reference.
+Every stage of the reconstruction is left out or replaced in turn: the models and their order, the OU, the start and the
+sampler. Each sampler uses priors of its own kind, by default the shipped ones. The start varies for the published
+sampler only: the cascade always starts from view sharing, with an OU from the OU's result.
 """
 
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -16,14 +18,12 @@ from tqdm import tqdm
 
 from benchmarks import scans
 from benchmarks.baselines.fillings import nearest_merge, zero_filled
-from benchmarks.quality import Method, measure, ours, plain
+from benchmarks.quality import Method, Priors, context_kind, measure, optimization_unit, ours, plain, published_kind
 from benchmarks.scores import SCORES, write_record
-from optimization_unit import optimization_unit_alone
-from priors import Prior
-from sampling import SAMPLERS
+from reconstruction.settings import SAMPLERS
+from report.tables import markdown, write_csv
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
-from utils.tables import markdown, write_csv
 
 FACTORS = ("sampler", "start", "stages", "ou")
 COLUMNS = ("scan", "pattern", "acceleration", *FACTORS, *SCORES)
@@ -33,46 +33,38 @@ ORDERS = {
     "LM→GM": ("local", "global"),
     "GM→LM": ("global", "local"),
 }
-STARTS = ("zero_filled", "pseudo_reference")
-OPERATORS = ("hankel", "llr", "both", "motion")  # of the OU alone
-AFTER = {"no": "never", "yes": "both"}  # with models: whether the OU comes after each of them
+STARTS = {"published": ("zero_filled", "pseudo_reference"), "cascade": ("pseudo_reference",)}  # of each sampler
+OPERATORS = ("hankel", "llr", "motion")  # of the OU alone
+AFTER = {"no": "never", "yes": "both"}  # with models: whether the OU follows each of them
 
 
 @dataclass(frozen=True)
 class Row:
     """One arrangement of the stages, and how to run it."""
 
-    sampler: str  # "none": no model
+    sampler: str  # none: no model
     start: str
     stages: str  # the models in their order
-    ou: str  # "no", "yes"; without models its operator
+    ou: str  # no, yes; without models its operator
     method: Method
 
     def columns(self) -> dict[str, str]:
         return {factor: getattr(self, factor) for factor in FACTORS}
 
 
-def arrangements(
-    config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None], samplers: list[str]
-) -> Iterator[Row]:
+def arrangements(config: ml_collections.ConfigDict, models: Priors, samplers: list[str]) -> Iterator[Row]:
     """The rows of the table, first those without a model."""
     yield Row("none", "zero_filled", "none", "no", plain(zero_filled))
     yield Row("none", "pseudo_reference", "none", "no", plain(nearest_merge))
     for operator in OPERATORS:
-        yield Row("none", "pseudo_reference", "none", operator, unit_alone(config, operator))
-    for sampler, (stages, order), ou, start in product(samplers, ORDERS.items(), AFTER, STARTS):
-        if sampler == "cascade" and ou == "yes" and start == "zero_filled":
-            continue  # it would be the row below once more: the OU chooses the start
-        changed = config.copy_and_resolve_references()
-        changed.ou.after = AFTER[ou]
-        method = ours(changed, lambda device: models, sampler=sampler, start=start, order=order)
-        yield Row(sampler, start, stages, ou, method)
-
-
-def unit_alone(config: ml_collections.ConfigDict, operator: str) -> Method:
-    config = config.copy_and_resolve_references()
-    config.ou.operator = operator
-    return Method(lambda kspace, mask, seed, _: (optimization_unit_alone(kspace, mask, config, seed), 0))
+        yield Row("none", "pseudo_reference", "none", operator, optimization_unit(config, operator))
+    kinds = {"published": partial(published_kind, models), "cascade": lambda device: context_kind(models)}
+    for sampler in samplers:
+        for (stages, order), ou, start in product(ORDERS.items(), AFTER, STARTS[sampler]):
+            changed = config.copy_and_resolve_references()
+            changed.ou.after = AFTER[ou]
+            method = ours(changed, kinds[sampler], sampler=sampler, start=start, order=order)
+            yield Row(sampler, start, stages, ou, method)
 
 
 def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]:
@@ -84,11 +76,11 @@ def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]
 
 
 def findings(rows: list[dict]) -> str:
-    """The sentences that the table supports, whatever they say: mean gain of each stage over its pairs of rows."""
+    """What the table says, whatever it is: the mean gain of each stage over its pairs of rows."""
     questions = (
         ("OU after every model rather than never", "ou", "yes", "no"),
-        ("start from the pseudo-reference rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
-        ("few-step cascade rather than published sampler", "sampler", "cascade", "published"),
+        ("start from view sharing rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
+        ("cascade rather than published sampler, each with its priors", "sampler", "cascade", "published"),
         ("GM→LM rather than LM→GM", "stages", "GM→LM", "LM→GM"),
         ("GM→LM rather than GM alone", "stages", "GM→LM", "GM"),
         ("GM→LM rather than LM alone", "stages", "GM→LM", "LM"),
@@ -104,8 +96,8 @@ def findings(rows: list[dict]) -> str:
         best = max((row for row in own if row["stages"] != "none"), key=lambda row: row["psnr"])
         lines.append(
             f"- {case[0]}, {case[1]} R={case[2]}: the best arrangement with models ({best['sampler']}, "
-            f"{best['start']}, {best['stages']}, OU {best['ou']}) is {best['psnr'] - unit['psnr']:+.2f} dB against "
-            f"the best OU alone ({unit['ou']})."
+            f"{best['start']}, {best['stages']}, OU {best['ou']}) gains {best['psnr'] - unit['psnr']:+.2f} dB over the "
+            f"best OU alone ({unit['ou']})."
         )
     return "\n".join(lines)
 
@@ -131,7 +123,7 @@ def main() -> None:
     rows: list[dict] = []
     with tqdm(total=len(cases) * len(flags.seeds) * len(table), unit="run") as bar:
         for case in cases:
-            runs = [(seed, case.acquire(config, seed, flags.device)) for seed in flags.seeds]
+            runs = [(seed, case.measure(config, seed, flags.device)) for seed in flags.seeds]
             for row in table:
                 bar.set_description(f"{runs[0][1].name} R={case.acceleration:g} {' '.join(row.columns().values())}")
                 scores = measure(row.method, runs, bar).scores
@@ -139,7 +131,7 @@ def main() -> None:
                 write_tables(out, rows, "\nUnfinished.\n")
     auto = ""
     if config.ou.operator == "auto":
-        auto = " (hankel with the published sampler; llr with the cascade, which starts from motion)"
+        auto = " (hankel with the published sampler; motion with the cascade, which after a model applies llr)"
     text = f"ou `yes`: after each model, the operator {config.ou.operator}{auto}. Differences in PSNR:"
     write_tables(out, rows, f"\n{text}\n\n{findings(rows)}\n")
     write_record(out / "ablation.json", "benchmarks.ablation", config)

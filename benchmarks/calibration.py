@@ -1,7 +1,7 @@
-"""Is the predicted error the real one: `python -m benchmarks.calibration --out DIR [--data FILE …]`.
+"""Calibration of the error map: `python -m benchmarks.calibration --out DIR [--data FILE …]`.
 
-Reconstructs with posterior samples, sorts the pixels by their predicted deviation into ten groups of one size, and
-compares the root mean square of the prediction with that of the error in each. Perfect: equal in every group.
+Reconstructs with posterior samples, sorts the pixels by their predicted error into ten groups of equal size, and
+compares in each group the root mean square of the prediction with that of the actual error. They should be equal.
 """
 
 import argparse
@@ -9,28 +9,47 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
 
 from benchmarks import scans
 from benchmarks.quality import context_kind
 from benchmarks.scores import write_record
-from sampling import reconstruct
+from report.tables import markdown, write_csv, write_markdown
+from run_lib import Job
+from sampling import reconstruct_problem
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
-from utils.tables import markdown, write_csv, write_markdown
+
+Tensor = torch.Tensor
 
 GROUPS = 10
 COLUMNS = ("scan", "pattern", "acceleration", "group", "predicted", "error")
 
 
-def calibration(deviation: np.ndarray, error: np.ndarray) -> list[dict[str, float]]:
-    """Root mean squares of prediction and error in groups of pixels, from the least to the largest prediction."""
-    order = np.argsort(deviation, axis=None)
+def calibration(error_std: np.ndarray, error: np.ndarray) -> list[dict[str, float]]:
+    """Root mean squares of prediction and error in groups of pixels, from the smallest to the largest prediction."""
+    order = np.argsort(error_std, axis=None)
     return [
-        {"predicted": _rms(deviation.flat[group]), "error": _rms(error.flat[group])}
+        {"predicted": _rms(error_std.flat[group]), "error": _rms(error.flat[group])}
         for group in np.array_split(order, GROUPS)
     ]
+
+
+def image_error(image: Tensor, reference: Tensor, coils: int) -> Tensor:
+    """Magnitude of the complex error, real `(frames, height, width)`.
+
+    With several coils the phase of the image depends on the maps, and is constant in time: the reference is given the
+    phase of the image, pixel by pixel. A reference without phase (root sum of squares) is compared in magnitude, which
+    leaves out the error in phase.
+    """
+    if not reference.is_complex():
+        return (image.abs() - reference).abs()
+    if coils > 1:
+        angle = (image * reference.conj()).sum(dim=0).angle()
+        reference = reference * torch.polar(torch.ones_like(angle), angle)
+    return (image - reference).abs()
 
 
 def _rms(values: np.ndarray) -> float:
@@ -38,7 +57,7 @@ def _rms(values: np.ndarray) -> float:
 
 
 def picture(path: Path, rows: list[dict]) -> None:
-    """PNG: error against prediction, a line per case; the diagonal is perfect."""
+    """PNG: error against prediction, one line per case; the diagonal is a perfect prediction."""
     figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
     for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"]) for row in rows):
         own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"]) == case]
@@ -46,9 +65,9 @@ def picture(path: Path, rows: list[dict]) -> None:
         axis.loglog([row["predicted"] for row in own], [row["error"] for row in own], "o-", markersize=3, label=label)
     ends = [min(row["predicted"] for row in rows), max(row["predicted"] for row in rows)]
     axis.loglog(ends, ends, "k--", linewidth=0.8, label="perfect")
-    axis.xaxis.set_minor_formatter(NullFormatter())  # between decades they would overlap
-    axis.set_xlabel("predicted deviation, share of the brightest pixel")
-    axis.set_ylabel("root mean square error")
+    axis.xaxis.set_minor_formatter(NullFormatter())  # labels between decades would overlap
+    axis.set_xlabel("predicted RMS error / brightest pixel")
+    axis.set_ylabel("RMS error / brightest pixel")
     axis.legend(fontsize=7)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
@@ -63,17 +82,17 @@ def main() -> None:
     config.sampling.sampler = "cascade"
     config.sampling.samples = config.sampling.samples or 6
     if len(flags.seeds) > 1:
-        raise InputError("--seeds: calibration uses one seed; give one.")
-    models, seed, out = context_kind(scans.priors(flags)), flags.seeds[0], Path(flags.out)
-    cases = scans.cases(flags, config)
+        raise InputError("--seeds: calibration uses a single seed; give one.")
+    models, out = context_kind(scans.priors(flags)), Path(flags.out)
+    cases, seed = scans.cases(flags, config), flags.seeds[0]
     refuse_existing(out, flags.overwrite)
-    rows = []
+    job, rows = Job.from_config(config, seed), []
     for case in tqdm(cases, unit="case"):
-        scan = case.acquire(config, seed, flags.device)
-        result = reconstruct(scan.kspace, scan.mask, *models, config, seed, flags.device)
+        scan = case.measure(config, seed, flags.device)
+        result = reconstruct_problem(scan.problem, models, job.ou, job.sampling, seed)
         top = scan.reference.abs().max().item()
-        error = ((result.image - scan.reference).abs() / top).numpy()
-        groups = calibration(result.deviation.numpy() / top, error)
+        error = image_error(result.image, scan.reference, scan.problem.model.coils)
+        groups = calibration(result.error_std.numpy() / top, error.numpy() / top)
         rows += [{**case.columns(scan.name), "group": i + 1, **group} for i, group in enumerate(groups)]
     write_csv(out / "calibration.csv", rows, COLUMNS)
     write_markdown(out / "calibration.md", rows, COLUMNS)

@@ -1,7 +1,7 @@
-"""The parts of `benchmarks/gpu.sh` that no other benchmark has: `python -m benchmarks.gpu PART FOLDER [--small]`.
+"""Steps of `benchmarks/gpu.sh` that no other benchmark covers: `python -m benchmarks.gpu PART FOLDER [--small]`.
 
-PART is `parity`, `reconstruction`, `training` or `scenes`; each writes FOLDER/PART.json. `collect` then makes one JSON
-and one Markdown file of all that the script's steps left in FOLDER.
+PART is `parity`, `reconstruction`, `training` or `scenes`; each writes FOLDER/PART.json. `collect` then combines all
+results in FOLDER into one JSON and one Markdown file.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,41 +23,41 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import run_lib
-from benchmarks.network import build, peak_of
-from benchmarks.speed import embedded_scan
+from benchmarks import scans
+from benchmarks.network import build, peak_of, random_network
+from benchmarks.quality import Priors
 from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, synthetic
 from models.convert import fixture_error, load_fixture
-from models.ncsnpp import NCSNpp
 from models.precision import compiled, in_precision
+from models.prior import Prior
 from mri.scenes import make_scene
 from mri.weighting import KspaceWeight
 from op.dispatch import forced
-from priors import Prior
-from sampling import reconstruct
+from reconstruction.prepare import prepare
+from report.tables import markdown
+from sampling import reconstruct_problem
+from training.settings import ContextSettings, ModelSettings
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path
 from utils.memory import is_out_of_memory
-from utils.tables import markdown
 
 Tensor = torch.Tensor
 
 FIXTURES = ("ncsnpp_small.npz", "ncsnpp_tiny_centered.npz")  # of GLDM_SHARED/parity
 LARGEST_ERROR = 1e-3  # of scores in float32 without TF32, relative to the largest
 WAYS = (("fp32", False), ("bf16", False), ("bf16", True))  # precision, compiled
+OPERATORS = {"published": "hankel", "cascade": "llr"}  # of the OU in the rows that time the networks
 
 
 def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-OPERATORS = {"published": "hankel", "cascade": "llr"}  # of the OU, where the networks are timed
-
-
 def published_config(small: bool) -> ml_collections.ConfigDict:
     """The published configuration; with `small` one that a CPU runs in seconds."""
     config = SIAT_kdata_ncsnpp.get_config()
     if small:
-        config.data.image_size, config.data.frames = 64, 4
+        config.model.image_size, config.data.frames = 64, 4
         config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1, 2), 1
         config.training.batch_size = 2
     config.data.phantoms = 2
@@ -67,7 +68,7 @@ def published_config(small: bool) -> ml_collections.ConfigDict:
 
 
 def parity(small: bool) -> Iterator[dict]:
-    """Scores on the device against the same network on the CPU in plain float32, and against published scores."""
+    """Scores on the device compared with those of the CPU in plain float32, and with published scores."""
     forms = [("native", "fp32", False), ("native", "bf16", False)]
     if device().type == "cuda":
         forms += [("triton", "fp32", False), ("triton", "bf16", False)]
@@ -78,7 +79,7 @@ def parity(small: bool) -> Iterator[dict]:
 
 
 def network_parity(name: str, size: int, forms: list[tuple[str, str, bool]]) -> Iterator[dict]:
-    """A random network in several forms: GLDM_OPS, precision, compiled."""
+    """A random network in several forms, each GLDM_OPS, precision, compiled."""
     network, batch = build(name, size).eval(), 2
     x, sigma = torch.randn(batch, 2, size, size), torch.linspace(0.1, 1, batch)
     with torch.no_grad(), forced("native"):
@@ -97,7 +98,7 @@ def network_parity(name: str, size: int, forms: list[tuple[str, str, bool]]) -> 
 
 
 def fixture_parity() -> Iterator[dict]:
-    """The networks whose scores the published code computed."""
+    """Networks for which the published code computed the scores."""
     torch.backends.cudnn.allow_tf32 = False
     folder = os.environ.get("GLDM_SHARED")
     for fixture in FIXTURES if folder else ():
@@ -114,72 +115,65 @@ def fixture_parity() -> Iterator[dict]:
     torch.backends.cudnn.allow_tf32 = True
 
 
-def random_priors(
-    config: ml_collections.ConfigDict, precision: str = "fp32", compile: bool = False, sign: int = 1
-) -> tuple[Prior, Prior]:
-    """GM and LM of random weights, which take the time of trained ones; `sign` of what they say."""
+def random_priors(config: ml_collections.ConfigDict, precision: str = "fp32", compile: bool = False) -> Priors:
+    """GM and LM with random weights, of the kind that the sampler needs. They take as long as trained ones."""
+    cascade, contexts = config.sampling.sampler == "cascade", ContextSettings.from_mapping(config.context)
+    settings = replace(ModelSettings.from_mapping(config.model), temporal=cascade)
 
     def prior(role: str, seed: int) -> Prior:
         torch.manual_seed(seed)
-        fields = {k: v for k, v in config.model.items() if k != "ema_rate"}
-        network = NCSNpp(image_size=config.data.image_size, num_channels=2, **{**fields, "init_scale": 1.0})
-        network = network.to(device(), memory_format=torch.channels_last).eval().requires_grad_(False)
-        plain = in_precision(compiled(network, device()) if compile else network, precision, device())
-
-        def run(x: Tensor, sigma: Tensor) -> Tensor:
-            return sign * plain(x, sigma)
-
-        weight = KspaceWeight(power=1.0, gain=1.0, data_std=config.weight.data_std)
-        return Prior(network, weight, "random", config.sampling.batch_size, role=role, run=run)
+        context = contexts.context(role) if cascade else None
+        network = random_network(settings, context).to(device(), memory_format=torch.channels_last)
+        network = network.eval().requires_grad_(False)
+        run = in_precision(compiled(network, device()) if compile else network, precision, device())
+        weight = KspaceWeight(power=0.0 if cascade else 1.0, gain=1.0, data_std=config.weight.data_std)
+        return Prior(network, weight, "random", config.sampling.batch_size, context, role=role, run=run)
 
     return prior("global", 0), prior("local", 1)
 
 
 def reconstruction(small: bool) -> Iterator[dict]:
-    """Whole reconstructions: published size and random weights by both samplers, and the shipped priors."""
+    """Whole reconstructions: the shipped priors, and random ones of published size by both samplers."""
     for size in (64,) if small else (96, 192):
-        for operator in ("llr", "motion"):
+        for source, operator in (("phantom0", "llr"), ("phantom0", "motion"), (0, "motion")):
             config = cpu_demo.get_config()
-            config.data.image_size, config.data.frames = size, 5 if small else 16
+            config.data.size, config.data.frames = size, 5 if small else 16
             config.ou.operator = operator
             row = {"what": f"cascade, shipped priors, OU {operator}", "precision": "fp32", "compiled": False}
-            yield from timed(row, config, (None, None))
-    sign, iterations = sign_to_follow(published_config(small)), 2 if small else 10
-    for precision, compile in WAYS[:2] if small else WAYS:  # what compiles comes last
+            yield from timed(row, config, (None, None), source)
+    iterations = 2 if small else 10
+    for precision, compile in WAYS[:2] if small else WAYS:  # compiled forms last
         for sampler in ("cascade", "published"):
             config = published_config(small)
             config.sampling.sampler, config.sampling.iterations = sampler, iterations
-            config.sampling.trust_margin = 0.0
             config.ou.operator = OPERATORS[sampler]
             full = SIAT_kdata_ncsnpp.get_config().sampling.iterations
             row = {"what": f"{sampler}, published network at random", "precision": precision, "compiled": compile}
-            yield from timed(row, config, random_priors(config, precision, compile, sign),
+            yield from timed(row, config, random_priors(config, precision, compile), "phantom0",
                              full / iterations if sampler == "published" else 1.0)  # fmt: skip
 
 
-def sign_to_follow(config: ml_collections.ConfigDict) -> int:
-    """The sign with which the cascade follows the random priors: one of the two points the right way by chance."""
-    config.sampling.sampler, config.sampling.trust_margin = "cascade", 0.0
-    config.ou.operator = OPERATORS["cascade"]
-    scan = embedded_scan(config.data.image_size, config.data.frames)
-    result = reconstruct(scan.kspace, scan.mask, *random_priors(config), config, 0, device())
-    return 1 if result.settings["trust"]["sigma"] > 0 else -1
-
-
 def timed(
-    row: dict, config: ml_collections.ConfigDict, priors: tuple[Prior | None, Prior | None], scale: float = 1.0
+    row: dict, config: ml_collections.ConfigDict, priors: Priors, source: int | str, scale: float = 1.0
 ) -> Iterator[dict]:
-    """The first run, which compiles, and the second, which counts."""
-    size, frames = config.data.image_size, config.data.frames
-    scan = embedded_scan(size, frames)
+    """Times of the first run, which compiles, and of the second, which counts.
+
+    Parameters
+    ----------
+    source
+        as of `benchmarks.scans.Case`: `phantom0` has one coil, the embedded heart 0 has eight.
+    """
+    job, scan, _ = scans.Case(source, "uniform", 4.0).acquire(config, 0)
     seconds, results = [], []
 
     def run() -> None:
         begun = time.perf_counter()
-        results.append(reconstruct(scan.kspace, scan.mask, *priors, config, 0, device()))
-        seconds.append(time.perf_counter() - begun)  # the result is on the CPU: the device has ended
+        problem = prepare(scan, job.prepare, device())
+        results.append(reconstruct_problem(problem, priors, job.ou, job.sampling, 0))
+        seconds.append(time.perf_counter() - begun)  # the result is on the CPU: the device has finished
 
-    row = {**row, "size": size, "frames": frames}
+    frames, coils, size = scan.kspace.shape[:3]
+    row = {**row, "size": size, "frames": frames, "coils": coils}
     try:
         run()
         peak = peak_of(run, device())
@@ -187,6 +181,9 @@ def timed(
         if not is_out_of_memory(error):
             raise
         yield {**row, "note": "out of memory"}
+        return
+    except InputError as error:  # network passes that do not fit into the memory
+        yield {**row, "note": str(error)}
         return
     row |= {"first_seconds": seconds[0], "seconds": seconds[1], "peak_mib": peak,
             "passes_per_frame": results[1].settings["passes_per_frame"]}  # fmt: skip
@@ -196,41 +193,38 @@ def timed(
 
 
 def training(small: bool) -> Iterator[dict]:
-    """Images a second of `main.py --mode=train`, its data, logs and optimizer included, by its own record."""
+    """Images per second of `main.py --mode=train`, with data, logs and optimizer, from its own log."""
     steps = 4 if small else 40
     cases = [(published_config(small), precision, compile) for precision, compile in (WAYS[:2] if small else WAYS)]
     scenes = synthetic.get_config()
     scenes.training.scenes = 2 if small else 16
     if small:
-        scenes.data.image_size, scenes.data.frames = 64, 5
-        scenes.model.nf = 8
-    else:
-        scenes.training.batch_size = 32
+        scenes.model.image_size, scenes.model.nf = 64, 8
     cases += [(scenes, precision, compile) for precision, compile in (WAYS[:1] if small else WAYS)]
-    cases.sort(key=lambda case: case[2])  # what compiles comes last
+    cases.sort(key=lambda case: case[2])  # compiled forms last
     with tempfile.TemporaryDirectory() as folder:
         for number, (config, precision, compile) in enumerate(cases):
             config.training.update(
                 {"precision": precision, "compile": compile, "n_iters": steps, "log_freq": max(steps // 4, 1),
-                 "image_freq": 10**9, "snapshot_freq": 10**9, "snapshot_freq_for_preemption": 10**9}
+                 "snapshot_freq": 10**9, "snapshot_freq_for_preemption": 10**9}
             )  # fmt: skip
             workdir = Path(folder) / str(number)
             run_lib.train(config, workdir, ("global",))
             rate, loss = (logged(workdir / "global", name)[-1] for name in ("images_per_s", "loss"))
-            yield {"what": f"training, {config.training.objective}", "size": config.data.image_size,
+            yield {"what": f"training, {config.training.objective}", "size": config.model.image_size,
                    "batch": config.training.batch_size, "precision": precision, "compiled": compile,
                    "images_per_s": rate, "last_loss": loss}  # fmt: skip
 
 
 def logged(folder: Path, name: str) -> list[float]:
-    """A scalar of a training's log in TensorBoard."""
+    """The values of a scalar in the TensorBoard log of a training."""
     log = EventAccumulator(str(folder / "tensorboard"))
     log.Reload()
     return [event.value for event in log.Scalars(name)]
 
 
 def scenes(small: bool) -> Iterator[dict]:
-    """Synthetic scenes of 16 frames of 96×96 a second."""
+    """Synthetic scenes of 16 frames of 96×96 per second."""
     count, size = (2, 64) if small else (40, 96)
     make_scene(16, size, size, 0, device())
     begun = time.perf_counter()
@@ -247,7 +241,7 @@ PARTS = {"parity": parity, "reconstruction": reconstruction, "training": trainin
 
 
 def machine() -> dict:
-    """What the numbers belong to."""
+    """The machine and versions that the numbers belong to."""
     found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(),
              "card": "none, CPU"}  # fmt: skip
     for name in ("torch", "triton"):
@@ -263,7 +257,7 @@ def machine() -> dict:
 
 
 def collect(folder: Path, out: Path) -> None:
-    """`gpu.json` and `gpu.md` in `out`, of steps.tsv, network/network.csv and the parts in `folder`."""
+    """Write `gpu.json` and `gpu.md` in `out` from steps.tsv, network*/network.csv and the parts in `folder`."""
     with open(folder / "steps.tsv", newline="") as file:
         steps = list(csv.DictReader(file, delimiter="\t"))
     for step in steps:
@@ -297,7 +291,7 @@ def text_of(record: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """Rows of different columns."""
+    """A table of rows whose columns may differ."""
     columns = tuple(dict.fromkeys(name for row in rows for name in row))
     shown = [{name: _digits(row.get(name, "")) for name in columns} for row in rows]
     return markdown(shown, columns)
@@ -310,7 +304,7 @@ def _digits(value: object) -> object:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=(*PARTS, "collect"))
-    parser.add_argument("folder", type=Path, help="of what the parts write")
+    parser.add_argument("folder", type=Path, help="folder of the parts' results")
     parser.add_argument("--out", type=Path, help="collect: folder for gpu.json and gpu.md")
     parser.add_argument("--small", action="store_true", help="sizes that a CPU runs in seconds")
     flags = parser.parse_args()
@@ -323,7 +317,7 @@ def main() -> None:
     for row in PARTS[flags.part](flags.small):
         rows.append(row)
         print(row, flush=True)
-        with atomic_path(flags.folder / f"{flags.part}.json") as temporary:  # what is measured stays
+        with atomic_path(flags.folder / f"{flags.part}.json") as temporary:  # kept if a later row fails
             temporary.write_text(json.dumps(rows, indent=2) + "\n")
     wrong = [row for row in rows if row.get("precision") == "fp32" and not row.get("tf32")
              and row.get("max_relative_error", 0) > LARGEST_ERROR]  # fmt: skip

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Everything that is measured on a GPU, in at most nine minutes: parity, tests of the operations, network passes, whole
+# All measurements on a GPU in at most nine minutes: parity, tests of the operations, network passes, whole
 # reconstructions, training. Usage: benchmarks/gpu.sh OUT_DIR
-# Writes OUT_DIR/gpu.json and OUT_DIR/gpu.md; a step that fails or runs out of its time is told there.
-# PYTHON: the interpreter (that of .venv, else python3). GLDM_SHARED: folder of parity/, for the published scores. SMALL=1: sizes that a CPU
-# runs in a minute or two, to try the script.
+# Writes OUT_DIR/gpu.json and OUT_DIR/gpu.md, which also report steps that failed or ran out of time.
+# Environment:
+#   PYTHON       interpreter (default: that of .venv, else python3)
+#   GLDM_SHARED  folder of parity/, with the published scores
+#   SMALL=1      sizes that a CPU runs in a minute or two, to try the script
 set -uo pipefail
 [ $# -eq 1 ] || { echo "usage: benchmarks/gpu.sh OUT_DIR" >&2; exit 2; }
 mkdir -p "$1" || exit 2
@@ -16,12 +18,12 @@ cd "$(dirname "$0")/.." || exit 2
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-total=520 # seconds; the rest of nine minutes is for collecting
+total=520 # seconds; the rest of the nine minutes is for collecting the results
 failed=0
 if [ "${SMALL:-}" ]; then
     small=--small
     network=(--networks small --size 64 --batch 1 --forms plain,native --rounds 2)
-    tests=(tests/test_op.py::test_matches_published_resampling tests/test_op.py::test_equals_slow_form)
+    tests=(tests/test_op/test_resampling.py::{test_matches_published_resampling,test_equals_slow_form})
 else
     small=
     if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
@@ -31,11 +33,11 @@ else
     network=(--networks "published,small" --size "192,96,128" --batch "16,1,4,32" --forms plain,native,triton --rounds 3
         --minutes 1)
     compiled=(--networks published --size 192 --batch 16 --forms native,compile,compile_triton --precision bf16 --rounds 5)
-    tests=(tests/test_op.py tests/test_fused.py tests/test_convert.py tests/test_precision.py)
+    tests=(tests/test_op tests/test_models/test_convert.py tests/test_models/test_precision.py)
 fi
 
 printf 'step\texit\tseconds\tcommand\n' >"$work/steps.tsv"
-# step NAME LIMIT COMMAND…: at most LIMIT seconds, and no more than are left
+# step NAME LIMIT COMMAND…: takes at most LIMIT seconds, and at most what is left of the total
 step() {
     local name=$1 limit=$2 begun=$SECONDS code=0
     shift 2
@@ -44,7 +46,7 @@ step() {
         code="left out: no time"
     else
         echo "$name: at most $limit s"
-        # PyTorch's compiler leaves workers that a plain signal to the parent does not end
+        # PyTorch's compiler starts workers that outlive a plain signal to the parent
         timeout --kill-after=5 "$limit" "$python" "$@" >"$work/$name.log" 2>&1 || code=$?
     fi
     [ "$code" = 0 ] || { failed=1; echo "$name: exit $code (124: out of time)" >&2; tail -5 "$work/$name.log" 2>/dev/null >&2; }

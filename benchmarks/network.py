@@ -1,8 +1,8 @@
-"""Network passes, every form side by side: `python -m benchmarks.network [--networks published …] --out DIR`.
+"""Network passes in every form, side by side: `python -m benchmarks.network [--networks published …] --out DIR`.
 
-A case is a network, an image size, a batch, and a forward pass or one with its gradients. The forms of a case take
-turns in one process, and a ratio is the median over the rounds of two neighbouring times, so that a busy machine slows
-both. What a form reaches is told as a share of the rate at which the same machine multiplies matrices.
+A case is a network, an image size, a batch, and a forward pass with or without the backward pass. The forms of a case
+take turns in one process, and a ratio is the median over the rounds of ratios of neighbouring times, so that other load
+on the machine slows both alike. The achieved rate is given as a share of the machine's rate for matrix products.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
@@ -25,15 +25,15 @@ from benchmarks.network_reference import plain_resampling
 from benchmarks.scores import write_record
 from benchmarks.speed import peak_mib, seconds_of
 from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, synthetic
-from models import create_model
 from models.context import Context, neighbours
 from models.ncsnpp import NCSNpp
 from models.precision import PRECISIONS, Score, compiled, in_precision
 from op.dispatch import forced
+from report.tables import markdown, write_csv, write_markdown
+from training.settings import ContextSettings, ModelSettings
 from utils.errors import InputError, exit_on_input_error
 from utils.files import refuse_existing
 from utils.memory import is_out_of_memory
-from utils.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
 
@@ -79,12 +79,18 @@ class Case:
 
 
 def build(name: str, size: int) -> NCSNpp:
-    """The network of a configuration (of GM, where it has context) at random."""
+    """The network of a configuration (GM, where there is context) with random weights."""
     config = NETWORKS[name]()
-    config.data.image_size = size
-    config.model.init_scale = 1.0  # the last layers of the blocks do something
-    context = Context.from_config(config.context["global"]) if config.training.objective == "synthetic" else None
-    return create_model(config, context)
+    config.model.image_size = size
+    settings, context = ModelSettings.from_mapping(config.model), ContextSettings.from_mapping(config.context)
+    return random_network(settings, context.context("global") if settings.temporal else None)
+
+
+def random_network(settings: ModelSettings, context: Context | None) -> NCSNpp:
+    """A network whose blocks' last layers are random too; a new network for training has zeros there."""
+    fields = {name: value for name, value in asdict(settings).items() if name != "ema_rate"}
+    channels = 2 + (context.channels if context else 0)
+    return NCSNpp(in_channels=channels, num_channels=2, centered=True, init_scale=1.0, **fields)
 
 
 def flops(case: Case) -> float:
@@ -105,8 +111,8 @@ def run_pass(score: Score, x: Tensor, sigma: Tensor, near: Tensor, mode: str) ->
 
 
 def matrix_rate(precision: str, device: torch.device, repeats: int = 5) -> float:
-    """Operations per second of a large product of square matrices, in what the convolutions compute in."""
-    size = 8192 if device.type == "cuda" else 512  # a CPU without products of bfloat16 takes minutes for 2048
+    """Operations per second of a large matrix product in the number format of the convolutions."""
+    size = 8192 if device.type == "cuda" else 512  # on a CPU without bfloat16 products 2048 takes minutes
     kind = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = torch.randn(2, size, size, device=device, dtype=kind)
     before = torch.backends.cuda.matmul.allow_tf32
@@ -120,7 +126,7 @@ def matrix_rate(precision: str, device: torch.device, repeats: int = 5) -> float
 
 
 def synchronised(step: Callable[[], object], device: torch.device) -> Callable[[], None]:
-    """`step` that ends when the device has."""
+    """`step`, then wait for the device."""
 
     def run() -> None:
         step()
@@ -141,7 +147,7 @@ def peak_of(step: Callable[[], None], device: torch.device) -> float | str:
 
 
 class Contender:
-    """A form in a precision, ready to run a case."""
+    """A form in one precision, ready to run a case."""
 
     def __init__(self, name: str, precision: str, network: NCSNpp, case: Case, device: torch.device) -> None:
         self.name, self.precision, self.form, self.device = name, precision, FORMS[name], device
@@ -153,7 +159,7 @@ class Contender:
         sigma, near = torch.ones(case.batch, device=device), neighbours(case.batch, True, device)
         score = self.network
         if self.form.compile:
-            # the training step compiles without CUDA graphs, as training.py does
+            # the training step compiles without CUDA graphs, as training/loop.py does
             score = compiled(score, device) if case.mode == "forward" else torch.compile(score, dynamic=False)
         score = in_precision(score, precision, device)
         self.step = synchronised(lambda: run_pass(score, x, sigma, near, case.mode), device)
@@ -166,7 +172,7 @@ class Contender:
                 self.network.zero_grad(set_to_none=True)
 
     def prepare(self) -> float | str:
-        """Compile and warm up; the memory of one pass."""
+        """Compile and warm up; returns the memory of one pass, MiB."""
         for _ in range(3):  # a CUDA graph is recorded on the second pass and replayed from the third on
             self()
         peak = peak_of(self, self.device)
@@ -225,8 +231,8 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--mode", type=scans.words, default=["forward"], help=f"of {', '.join(MODES)}")
     parser.add_argument("--forms", type=scans.words, default=list(FORMS), help=f"of {', '.join(FORMS)}")
     parser.add_argument("--precision", type=scans.words, default=list(PRECISIONS), help=f"of {', '.join(PRECISIONS)}")
-    parser.add_argument("--rounds", type=int, default=7, help="in which every form is timed once (default 7)")
-    parser.add_argument("--minutes", type=float, default=0, help="begin no further case after so many (default: all)")
+    parser.add_argument("--rounds", type=int, default=7, help="each times every form once (default 7)")
+    parser.add_argument("--minutes", type=float, default=0, help="start no case after this time (default: no limit)")
     parser.add_argument("--out", help="folder for network.csv, .md and .json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     flags = parser.parse_args()
@@ -248,13 +254,13 @@ def parse_flags() -> argparse.Namespace:
 
 
 def run(flags: argparse.Namespace) -> tuple[list[dict], dict[str, float]]:
-    """The rows of all cases, written after every one, and the rates of matrix products."""
+    """The rows of all cases, written after each of them, and the rates of matrix products."""
     device, begun = torch.device(flags.device), time.monotonic()
     rates = {precision: matrix_rate(precision, device) for precision in flags.precision}
     cases = [Case(*parts) for parts in product(flags.networks, flags.size, flags.batch, flags.mode)]
     forms = [pair for pair in product(flags.forms, flags.precision) if pair != ("plain", "bf16")]
     if device.type == "cpu" and (left := {name for name, _ in forms if FORMS[name].gpu_only}):
-        print(f"{' and '.join(sorted(left))} left out: Triton's kernels need a GPU")
+        print(f"{' and '.join(sorted(left))} left out: Triton kernels need a GPU")
         forms = [pair for pair in forms if pair[0] not in left]
     if not forms:
         raise InputError("no form is left to measure; choose other --forms or another --precision.")
@@ -262,7 +268,7 @@ def run(flags: argparse.Namespace) -> tuple[list[dict], dict[str, float]]:
     bar = tqdm(cases, unit="case")
     for case in bar:
         if flags.minutes and time.monotonic() - begun > flags.minutes * 60:
-            tqdm.write(f"left out after {flags.minutes:g} minutes: {case} and what follows")
+            tqdm.write(f"left out after {flags.minutes:g} minutes: {case} and the cases after it")
             break
         bar.set_description(str(case))
         torch.compiler.reset()  # each case compiles for its own shapes
@@ -288,10 +294,10 @@ def _digits(value: object) -> object:
 
 
 def summary(rows: list[dict], rates: dict[str, float], device: str) -> str:
-    """The matrix rates, and the fastest form of each network and size against the plain one."""
+    """The matrix rates, and for each network and size the fastest form compared with the plain one."""
     place = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    told = ", ".join(f"{precision} {rate / 1e12:.3g}" for precision, rate in rates.items())
-    lines = [f"{place}; products of matrices: {told} TFLOP/s"]
+    listed = ", ".join(f"{precision} {rate / 1e12:.3g}" for precision, rate in rates.items())
+    lines = [f"{place}; matrix products: {listed} TFLOP/s"]
     measured = [row for row in rows if "seconds" in row]
     for key in dict.fromkeys((row["network"], row["size"], row["mode"]) for row in measured):
         own = [row for row in measured if (row["network"], row["size"], row["mode"]) == key]

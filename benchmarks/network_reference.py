@@ -1,4 +1,4 @@
-"""FIR resampling as code without our kernels does it: the form that NCSN++ on a CPU is compared with."""
+"""FIR resampling without our kernels: the form with which NCSN++ is compared."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +13,10 @@ Tensor = torch.Tensor
 
 
 def plain_upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: Padding = (0, 0)) -> Tensor:
-    """`op.upfirdn2d.upfirdn2d` by reshape and pad: every zero is written, filtered, and every sample computed.
+    """`op.upfirdn2d.upfirdn2d` by reshape and pad: every zero is written and filtered, and every sample computed.
 
-    As the native fallback of StyleGAN2's operator does, which the published code runs where its CUDA extension does
-    not build: each channel of each image is an image of one channel, convolved at the full rate, then decimated.
+    So does the native fallback of StyleGAN2's operator, which the published code runs where its CUDA extension does not
+    build: each channel of each image is convolved on its own at the full rate, then decimated.
     """
     batch, channels, height, width = x.shape
     x = x.reshape(batch * channels, height, 1, width, 1)
@@ -28,7 +28,7 @@ def plain_upfirdn2d(x: Tensor, kernel: Tensor, up: int = 1, down: int = 1, pad: 
 
 @contextmanager
 def plain_resampling() -> Iterator[None]:
-    """Networks resample by `plain_upfirdn2d` within the block."""
+    """Networks resample with `plain_upfirdn2d` inside the block."""
     ours = models.layers.upfirdn2d
     models.layers.upfirdn2d = plain_upfirdn2d
     try:

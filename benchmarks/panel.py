@@ -5,8 +5,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 
+from report.figures import ERROR_GAIN
 from utils.files import atomic_path
-from utils.pictures import ERROR_GAIN
 
 
 def panel(path: Path, series: dict[str, np.ndarray], reference: str, titles: dict[str, str], row: int) -> None:

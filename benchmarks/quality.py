@@ -19,14 +19,17 @@ from benchmarks.baselines import bart, l_plus_s, llr, temporal_tv
 from benchmarks.baselines.fillings import nearest_merge, zero_filled
 from benchmarks.panel import panel
 from benchmarks.scores import SCORES, over_seeds, timed, write_record
-from datasets import Acquisition
+from models.prior import Prior, load_prior, shipped
 from mri.metrics import evaluate, moving_row
-from optimization_unit import optimization_unit_alone, with_periodicity
-from priors import MODELS, Prior, load_prior, shipped
-from sampling import reconstruct
+from reconstruction.optimization_unit import run_optimization_unit, with_operator
+from reconstruction.prepare import Problem
+from reconstruction.settings import MODELS
+from report.figures import film
+from report.tables import markdown, write_csv
+from run_lib import Job
+from sampling import reconstruct_problem
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
-from utils.tables import markdown, write_csv
 
 Tensor = torch.Tensor
 
@@ -38,42 +41,46 @@ SWEEP_COLUMNS = ("scan", "pattern", "acceleration", "method", "chosen", "PSNR of
 class Method:
     """What makes a row of the table."""
 
-    run: Callable[[Tensor, Tensor, int, float], tuple[Tensor, int]]  # k-space, mask, seed, λ → image, passes
+    run: Callable[[Problem, int, float], tuple[Tensor, int]]  # scan, seed, λ → image in input units, passes
     strengths: tuple[float, ...] = (0.0,)  # λ to choose from; one for a method that has none
 
 
 def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None]) -> dict[str, Method]:
-    """Name → method, in the order of the table; `gldm_adapted` when `sampling.adapt` says for how long."""
-    unadapted = {"adapt": 0.0, "adapt_steps": 0}
-    adapts = config.sampling.adapt > 0 or config.sampling.adapt_steps > 0
-
-    def in_time(function: Callable) -> Callable:
-        """`function` with the setting `data.periodic`, or what the scan at hand tells of it."""
-
-        def run(kspace: Tensor, mask: Tensor, *strength: float) -> Tensor:
-            periodic = with_periodicity(config, kspace, mask).data.periodic
-            return function(kspace, mask, *strength, periodic=periodic)
-
-        return run
-
-    methods = {
+    """Name → method, in the order of the table."""
+    return {
         "zero_filled": plain(zero_filled),
-        "nearest_merge": plain(in_time(nearest_merge)),
-        "ou_only": Method(lambda k, mask, seed, _: (optimization_unit_alone(k, mask, config, seed), 0)),
-        "l_plus_s": swept(in_time(l_plus_s.l_plus_s), l_plus_s.STRENGTHS),
-        "llr": swept(in_time(llr.llr), llr.STRENGTHS),
-        "temporal_tv": swept(in_time(temporal_tv.temporal_tv), temporal_tv.STRENGTHS),
+        "nearest_merge": plain(nearest_merge),
+        "ou_only": optimization_unit(config),
+        "l_plus_s": swept(l_plus_s.l_plus_s, l_plus_s.STRENGTHS),
+        "llr": swept(llr.llr, llr.STRENGTHS),
+        "temporal_tv": swept(temporal_tv.temporal_tv, temporal_tv.STRENGTHS),
         "bart_llr": swept(bart.bart_llr, bart.LLR_STRENGTHS),
         "bart_tv": swept(bart.bart_tv, bart.TV_STRENGTHS),
         # the published sampler starts from zero-filled k-space
-        "gldm_published": ours(config, partial(published_kind, models), sampler="published", start="zero_filled",
-                               **unadapted),
-        "gldm_cascade": ours(config, partial(published_kind, models), sampler="cascade", **unadapted),
-        "gldm_synthetic": ours(config, lambda device: context_kind(models), sampler="cascade", **unadapted),
-    }  # fmt: skip
-    if adapts:
-        methods["gldm_adapted"] = ours(config, lambda device: context_kind(models), sampler="cascade")
-    return methods
+        "gldm_published": ours(config, partial(published_kind, models), sampler="published", start="zero_filled"),
+        "gldm_synthetic": ours(config, lambda device: context_kind(models), sampler="cascade"),
+    }
+
+
+CINE = ("reference", "zero_filled", "nearest_merge", "bart_llr", "gldm_synthetic")  # side by side in the film
+
+REMOVED = {
+    "gldm_cascade": "k-space priors in the few-step cascade were followed in no row, so it equals ou_only",
+    "gldm_adapted": "adaptation to one scan never gained",
+}
+
+
+def optimization_unit(config: ml_collections.ConfigDict, operator: str | None = None) -> Method:
+    """The OU without any network."""
+    config = config.copy_and_resolve_references()
+    config.ou.operator = operator or config.ou.operator
+
+    def run(problem: Problem, seed: int, strength: float) -> tuple[Tensor, int]:
+        job = Job.from_config(config, seed)
+        ou = with_operator(job.ou, job.sampling.sampler)
+        return problem.finished(run_optimization_unit(problem, ou, seed).image), 0
+
+    return Method(run)
 
 
 Priors = tuple[Prior | None, Prior | None]
@@ -91,12 +98,12 @@ def context_kind(models: Priors) -> Priors:
     return models if all(model is not None and model.context is not None for model in models) else (None, None)
 
 
-def plain(function: Callable[[Tensor, Tensor], Tensor]) -> Method:
-    return Method(lambda kspace, mask, seed, strength: (function(kspace, mask), 0))
+def plain(function: Callable[[Problem], Tensor]) -> Method:
+    return Method(lambda problem, seed, strength: (problem.finished(function(problem)), 0))
 
 
-def swept(function: Callable[[Tensor, Tensor, float], Tensor], strengths: tuple[float, ...]) -> Method:
-    return Method(lambda kspace, mask, seed, strength: (function(kspace, mask, strength), 0), strengths)
+def swept(function: Callable[[Problem, float], Tensor], strengths: tuple[float, ...]) -> Method:
+    return Method(lambda problem, seed, strength: (problem.finished(function(problem, strength)), 0), strengths)
 
 
 def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Priors], **sampling) -> Method:
@@ -104,8 +111,9 @@ def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Pri
     config = config.copy_and_resolve_references()
     config.sampling.update(sampling)
 
-    def run(kspace: Tensor, mask: Tensor, seed: int, strength: float) -> tuple[Tensor, int]:
-        result = reconstruct(kspace, mask, *models(kspace.device), config, seed, kspace.device)
+    def run(problem: Problem, seed: int, strength: float) -> tuple[Tensor, int]:
+        job = Job.from_config(config, seed)
+        result = reconstruct_problem(problem, models(problem.measured.device), job.ou, job.sampling, seed)
         return result.image, result.settings["passes_per_frame"]
 
     return Method(run)
@@ -114,8 +122,8 @@ def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Pri
 def choose_methods(methods: dict[str, Method], names: list[str] | None) -> dict[str, Method]:
     """Those of `names` (default: all), without BART, and with the reason printed, where it is missing."""
     unknown = [name for name in names or [] if name not in methods]
-    if "gldm_adapted" in unknown:
-        raise InputError("--methods gldm_adapted needs --adapt SECONDS: how long the priors are adapted to a scan.")
+    if unknown and unknown[0] in REMOVED:
+        raise InputError(f"--methods {unknown[0]} was removed: {REMOVED[unknown[0]]}.")
     if unknown:
         raise InputError(f"--methods {unknown[0]} is unknown; choose of {', '.join(methods)}.")
     chosen = {name: method for name, method in methods.items() if names is None or name in names}
@@ -137,14 +145,14 @@ class Measurement:
     psnr_by_strength: dict[float, float]  # mean over the seeds
 
 
-def measure(method: Method, runs: list[tuple[int, Acquisition]], bar: tqdm) -> Measurement:
+def measure(method: Method, runs: list[tuple[int, scans.Measured]], bar: tqdm) -> Measurement:
     """Run `method` with each of its strengths on each (seed, acquisition), keep the strength of the best PSNR."""
     found: list[Measurement] = []
     psnr = {}
     for strength in method.strengths:
         images, scores = [], []
         for seed, scan in runs:
-            image, cost = timed(partial(method.run, scan.kspace, scan.mask, seed, strength))
+            image, cost = timed(partial(method.run, scan.problem, seed, strength))
             images.append(image)
             scores.append({**evaluate(image, scan.reference), **cost})
             bar.update()
@@ -174,27 +182,24 @@ def write_tables(out: Path, rows: list[dict], sweeps: list[dict]) -> None:
         temporary.write_text(text)
 
 
-def write_panel(path: Path, scan: Acquisition, measurements: dict[str, Measurement]) -> None:
-    """Images of one case, as its first seed gave them."""
+def write_panel(path: Path, scan: scans.Measured, measurements: dict[str, Measurement]) -> None:
+    """Images and a film of one case, as its first seed gave them."""
     series = {"reference": scan.reference.abs().numpy()}
     titles = {"reference": scan.name}
     for name, measurement in measurements.items():
         series[name] = measurement.image.abs().numpy()
         titles[name] = f"{name}\n{measurement.scores['psnr']:.2f} dB"
     panel(path, series, "reference", titles, moving_row(scan.reference))
+    shown = [name for name in CINE if name in series]
+    film(path.with_name("cine.gif"), {name: series[name] for name in shown}, "reference")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     scans.add_flags(parser)
     parser.add_argument("--methods", type=scans.words, help="rows to measure (default: all)")
-    parser.add_argument("--adapt", type=float, default=0.0, metavar="SECONDS",
-                        help="adds gldm_adapted: priors adapted to each scan for so long")  # fmt: skip
     flags = parser.parse_args()
     config = scans.configuration(flags)
-    config.sampling.adapt = flags.adapt or config.sampling.adapt
-    if config.sampling.adapt < 0:
-        raise InputError(f"--adapt is a number of seconds, not {flags.adapt:g}.")
     methods = choose_methods(all_methods(config, scans.priors(flags)), flags.methods)
     cases = scans.cases(flags, config)
     out = Path(flags.out)
@@ -203,7 +208,7 @@ def main() -> None:
     total = len(cases) * len(flags.seeds) * sum(len(method.strengths) for method in methods.values())
     with tqdm(total=total, unit="run") as bar:
         for case in cases:
-            runs = [(seed, case.acquire(config, seed, flags.device)) for seed in flags.seeds]
+            runs = [(seed, case.measure(config, seed, flags.device)) for seed in flags.seeds]
             scan = runs[0][1]
             group = case.columns(scan.name)
             measurements = {}
@@ -218,7 +223,7 @@ def main() -> None:
                 write_panel(out / "panel.png", scan, measurements)
     write_record(out / "quality.json", "benchmarks.quality", config)
     print((out / "quality.md").read_text() + "\n" + "\n".join(str(out / f"quality.{end}") for end in ("csv", "md")))
-    print(out / "panel.png")
+    print(f"{out / 'panel.png'}\n{out / 'cine.gif'}")
 
 
 if __name__ == "__main__":

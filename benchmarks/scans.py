@@ -2,25 +2,37 @@
 
 import argparse
 import ast
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import ml_collections
 import torch
 
+from configs.renamed import current_field
 from configs.ve.cpu_demo import get_config
-from datasets import Acquisition, acquisition_from_file, embedded_acquisition, scan_files
-from mri.masks import PATTERNS
-from priors import Prior, load_prior
+from models.prior import Prior, load_prior
+from mri.fourier import fft2c
+from mri.intake import acquire, scan_files
+from mri.masks import PATTERNS, make_mask
+from mri.phantom import make_phantom
+from mri.scan import Reference, Scan, Source
+from reconstruction.prepare import Problem, prepare
+from run_lib import Job
 from utils.errors import InputError
+
+Tensor = torch.Tensor
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that quality and ablation share; lists are separated by commas."""
-    parser.add_argument("--data", action="append", default=[], help="scan files or folders; default: --phantoms")
+    parser.add_argument("--data", action="append", default=[], help="scan files or folders")
     parser.add_argument("--key", help="variable in the files (for .npy: image or kspace)")
-    parser.add_argument("--phantoms", type=numbers(int), default=[0], help="seeds of embedded phantoms (default 0)")
+    parser.add_argument("--hearts", type=numbers(int), default=[],
+                        help="seeds of embedded hearts with coils and noise (0 if no scan is given)")  # fmt: skip
+    parser.add_argument("--phantoms", type=numbers(int), default=[],
+                        help="seeds of simple phantoms, one coil without noise")  # fmt: skip
+    parser.add_argument("--maps", help="coil maps: walsh, espirit or a file (default: chosen by the mask)")
     parser.add_argument("--pattern", type=words, default=["uniform"], help=f"of {', '.join(PATTERNS)}")
     parser.add_argument("--acceleration", type=numbers(float), default=[4.0], help="R before the ACS (default 4)")
     parser.add_argument("--acs", type=int, help="central lines (default: the configuration's)")
@@ -59,6 +71,7 @@ def configuration(flags: argparse.Namespace) -> ml_collections.ConfigDict:
     config.lock()  # so that --set cannot invent a field
     for assignment in flags.set:
         field, equals, value = assignment.partition("=")
+        field, value = current_field(field, value)
         try:
             config.update_from_flattened_dict({field: _literal(value)})
         except (KeyError, TypeError, ValueError):
@@ -71,8 +84,8 @@ def configuration(flags: argparse.Namespace) -> ml_collections.ConfigDict:
         raise InputError("--device cuda: PyTorch finds no GPU here; leave it out.")
     data = config.data
     data.key = flags.key or data.key
-    data.image_size, data.scan_size = flags.size or data.image_size, flags.size or data.scan_size
-    data.frames, data.scan_frames = flags.frames or data.frames, flags.frames or data.scan_frames
+    data.size, data.frames = flags.size or data.size, flags.frames or data.frames
+    data.maps = flags.maps or data.maps
     if flags.acs is not None:
         config.mask.acs = flags.acs
     return config
@@ -86,10 +99,23 @@ def _literal(value: str) -> object:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """A case as one seed measures it: the prepared scan, and the images to score against."""
+
+    name: str
+    problem: Problem
+    reference: Tensor  # (frames, height, width), in the input's units
+
+    def finished(self, image: Tensor) -> Tensor:
+        """An image of the problem in the units of the reference."""
+        return self.problem.finished(image)
+
+
+@dataclass(frozen=True)
 class Case:
     """A scan under one kind of mask: a group of rows in a table."""
 
-    source: Path | int  # a file, or the seed of an embedded phantom
+    source: Path | int | str  # a file, the seed of an embedded heart, or `phantom<seed>`
     pattern: str
     acceleration: float
 
@@ -97,8 +123,8 @@ class Case:
         """What identifies the case in a table."""
         return {"scan": scan, "pattern": self.pattern, "acceleration": f"{self.acceleration:g}"}
 
-    def acquire(self, config: ml_collections.ConfigDict, seed: int, device: str = "cpu") -> Acquisition:
-        """The acquisition with the mask and phase of `seed`; measured samples and mask on `device`.
+    def acquire(self, config: ml_collections.ConfigDict, seed: int) -> tuple[Job, Scan, Reference]:
+        """The scan with the mask and phase of `seed`, its reference, and the settings of this case.
 
         Raises
         ------
@@ -106,18 +132,30 @@ class Case:
             when the scan has no reference to score against.
         """
         config = config.copy_and_resolve_references()
-        config.seed = config.mask.seed = seed
         config.mask.pattern, config.mask.acceleration = self.pattern, self.acceleration
-        if isinstance(self.source, int):
-            scan = embedded_acquisition(config, self.source)
-        else:
-            scan = acquisition_from_file(config, self.source)
-        if scan.reference is None:
+        job = Job.from_config(config, seed)
+        scan, reference = simple_phantom(job, self.source) if isinstance(self.source, str) else acquire(
+            job.intake, self.source)  # fmt: skip
+        if reference is None:
             raise InputError(
                 f"{self.source} is under-sampled k-space and has no reference to score against; give fully sampled "
                 "data, or reconstruct it with PCsampling_demo_svd.py."
             )
-        return replace(scan, kspace=scan.kspace.to(device), mask=scan.mask.to(device))
+        return job, scan, reference
+
+    def measure(self, config: ml_collections.ConfigDict, seed: int, device: str = "cpu") -> Measured:
+        """The scan as `acquire` gives it, prepared on `device`; raises as `acquire` does."""
+        job, scan, reference = self.acquire(config, seed)
+        problem = prepare(scan, job.prepare, device)
+        return Measured(scan.name, problem, problem.reference_image(reference))
+
+
+def simple_phantom(job: Job, name: str) -> tuple[Scan, Reference]:
+    """The simple phantom `phantom<seed>`: one coil without noise."""
+    data, mask = job.intake.data, job.intake.mask
+    image = make_phantom(data.frames or 16, data.size or job.intake.embedded_size, int(name.removeprefix("phantom")))
+    sampled = make_mask(mask.pattern, tuple(image.shape), mask.acceleration, mask.acs, job.seed)
+    return Scan.from_arrays(fft2c(image), sampled, source=Source(name)), Reference(image=image)
 
 
 def cases(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> list[Case]:
@@ -126,16 +164,18 @@ def cases(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> list[
     Raises
     ------
     InputError
-        for the first that cannot be acquired.
+        for the first that cannot be measured.
     """
     paths = [path for text in flags.data for path in words(text)]
-    sources: list[Path | int] = [file for path in paths for file in scan_files(path)] or flags.phantoms
+    if any(seed < 0 for seed in (*flags.hearts, *flags.phantoms, *flags.seeds)):
+        raise InputError("--hearts, --phantoms and --seeds are whole numbers of 0 or above.")
+    sources: list[Path | int | str] = [file for path in paths for file in scan_files(path)]
+    sources += [*flags.hearts, *(f"phantom{seed}" for seed in flags.phantoms)]
+    sources = sources or [0]
     found = [Case(*choice) for choice in product(sources, flags.pattern, flags.acceleration)]
-    if any(seed < 0 for seed in (*flags.phantoms, *flags.seeds)):
-        raise InputError("--phantoms and --seeds are whole numbers of 0 or above.")
     if not found or not flags.seeds:
         raise InputError("nothing to measure: give at least one scan, pattern, acceleration and seed.")
-    names = {case.acquire(config, seed).name for case in found for seed in flags.seeds}
+    names = {case.measure(config, seed).name for case in found for seed in flags.seeds}
     if len(names) < len(sources):
         raise InputError("two scans have the same name, which the table could not tell apart; rename a file.")
     return found

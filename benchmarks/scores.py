@@ -17,7 +17,10 @@ from utils.files import atomic_path
 
 Tensor = torch.Tensor
 
-SCORES = ("psnr", "psnr_std", "ssim", "nmse", "seconds", "passes")
+SCORES = (
+    "psnr", "psnr_std", "ssim", "nmse", "psnr_common", "ssim_common", "gain", "gain_range", "edge_time", "seconds",
+    "passes",
+)  # fmt: skip
 
 
 def timed(reconstruct: Callable[[], tuple[Tensor, int]]) -> tuple[Tensor, dict[str, float]]:

@@ -1,7 +1,8 @@
 """Seconds and memory, side by side in one process: `python -m benchmarks.speed [--only ou --size 192 --frames 16]`.
 
-The OU's structured low-rank step against its published form, one network pass, and a whole reconstruction by
-either sampler. `torch.set_num_threads` or OMP_NUM_THREADS holds for all alike.
+The OU's structured low-rank step and its published form, one network pass, and a whole reconstruction by each sampler.
+`torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The scans are the simple phantom, one coil without
+noise, and for `gldm_cascade_coils` the embedded heart, 8 coils with noise.
 """
 
 import argparse
@@ -10,7 +11,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,21 +21,24 @@ import torch
 from benchmarks import scans
 from benchmarks.scores import write_record
 from configs.ve.cpu_demo import get_config
-from datasets import Acquisition, embedded_acquisition
-from mri.consistency import scan_scale
+from models.prior import load_prior, shipped
 from mri.fourier import fft2c, ifft2c
-from mri.interleave import pseudo_reference
-from mri.lowrank import HankelLowRank, published_rank
+from mri.lowrank.hankel import HankelLowRank, published_rank
+from mri.masks import make_mask
+from mri.phantom import simulate_scan
+from mri.scan import Scan
 from mri.weighting import to_channels
-from priors import load_prior, shipped
-from sampling import SAMPLERS, reconstruct
+from reconstruction.optimization_unit import run_optimization_unit
+from reconstruction.prepare import Problem, prepare
+from reconstruction.settings import SAMPLERS, OUSettings
+from report.tables import markdown, write_csv, write_markdown
+from sampling import reconstruct_problem
 from utils.errors import InputError, exit_on_input_error
 from utils.files import refuse_existing
-from utils.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
 
-PARTS = ("ou", "network", "reconstruction", "growth")
+PARTS = ("ou", "network", "reconstruction", "growth", "coils")
 COLUMNS = ("part", "size", "frames", "rank", "seconds", "ratio", "peak_mib", "note")
 REPEATS = 7  # of a step that takes less than a few seconds; the median counts
 CONVERGED = 30  # warm steps on one image, after which the subspace of another one has settled
@@ -101,34 +104,28 @@ def _status_mib(name: str) -> float:
     return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(name))
 
 
-def embedded_scan(size: int, frames: int) -> Acquisition:
-    """The embedded phantom, under-sampled as the small configuration says, of unit scale."""
+def simple_problem(size: int, frames: int) -> Problem:
+    """The simple phantom, under-sampled uniformly at R = 4 and prepared."""
     config = get_config()
-    config.data.image_size, config.data.frames = size, frames
-    scan = embedded_acquisition(config, 0)
-    return replace(scan, kspace=scan.kspace / scan_scale(scan.kspace, scan.mask))
-
-
-def merged_images(size: int, frames: int) -> Tensor:
-    """What the OU meets first: the nearest-in-time merge of the embedded scan."""
-    scan = embedded_scan(size, frames)
-    return ifft2c(pseudo_reference(scan.kspace, scan.mask)[0])
+    config.data.size, config.data.frames = size, frames
+    return scans.Case("phantom0", "uniform", 4.0).measure(config, 0).problem
 
 
 # ------------------------------------------------------------------------------------------------- parts
 
 
 def ou_rows(size: int, frames: int, window: int, rank: int, max_published_elements: int) -> Iterator[dict]:
-    """A warm step, an exact one, and the published form: the same image, one after the other."""
-    scan, image = embedded_scan(size, frames), merged_images(size, frames)
+    """A warm step, an exact one, and the published form on the same image, one after the other."""
+    problem = simple_problem(size, frames)
+    image = problem.view_sharing()
     place = {"size": size, "frames": frames, "rank": rank}
     warm, exact = HankelLowRank(window, rank, sweeps=1), HankelLowRank(window, rank, sweeps=0)
-    warm(ifft2c(scan.kspace))  # the subspace of other images, to converge from
+    warm(problem.model.adjoint(problem.measured))  # begin from the subspace of other images
     for _ in range(CONVERGED):
         result = warm(image)
     expected = exact(image)
     difference = ((result - expected).norm() / expected.norm()).item()
-    note = f"differs from ou_exact by {difference:.1e} of its norm {CONVERGED} steps after a change of image"
+    note = f"differs from ou_exact by {difference:.1e} of its norm, {CONVERGED} steps after a change of image"
     seconds = {"ou_warm": seconds_of(partial(warm, image)), "ou_exact": seconds_of(partial(exact, image), 3)}
     peaks = {"ou_warm": peak_mib(partial(warm, image)), "ou_exact": peak_mib(partial(exact, image))}
     elements = published_elements(size, frames, window)
@@ -150,34 +147,67 @@ def ou_rows(size: int, frames: int, window: int, rank: int, max_published_elemen
 def network_row(size: int, frames: int) -> dict:
     """One pass of the shipped GM over all frames."""
     prior = load_prior(shipped("global", "published"))
-    x = to_channels(prior.weight(fft2c(merged_images(size, frames))))
+    x = to_channels(prior.weight(fft2c(simple_problem(size, frames).view_sharing())))
     one_pass = partial(prior.score, x, prior.weight.data_std)
     peak, seconds = peak_mib(one_pass), seconds_of(one_pass, 3)
     note = f"{seconds / frames:.3f} s per frame"
     return {"part": "network_pass", "size": size, "frames": frames, "seconds": seconds, "peak_mib": peak, "note": note}
 
 
-def reconstruction_row(sampler: str, size: int, frames: int, iterations: int) -> dict:
-    """A whole `cascade`, or as many iterations of `published` as asked for: nothing is scaled up unsaid."""
-    scan, config = embedded_scan(size, frames), get_config()
+def reconstruction_row(part: str, sampler: str, source: int | str, size: int, frames: int, iterations: int) -> dict:
+    """A whole `cascade`, or the first `iterations` of `published`; a time that is scaled up says so."""
+    config = get_config()
+    config.data.size, config.data.frames = size, frames
     config.ou.operator = "llr" if sampler == "cascade" else "hankel"
     config.sampling.sampler, full = sampler, config.sampling.iterations
     config.sampling.iterations = min(iterations, full)
+    job, scan, _ = scans.Case(source, "uniform", 4.0).acquire(config, 0)
     results = []
+
+    def run() -> None:
+        problem = prepare(scan, job.prepare)
+        results.append(reconstruct_problem(problem, (None, None), job.ou, job.sampling))
+
     start = time.perf_counter()
-    peak = peak_mib(lambda: results.append(reconstruct(scan.kspace, scan.mask, config=config)))
+    peak = peak_mib(run)
     seconds = time.perf_counter() - start
     note = f"OU {config.ou.operator}, {results[0].settings['passes_per_frame']} passes per frame"
     if sampler == "published" and iterations < full:
         scaled = seconds / iterations * full
         note += f"; {iterations} of {full} iterations measured, all would take {scaled:.3g} s (scaled up)"
-    place = {"part": f"gldm_{sampler}", "size": size, "frames": frames}
-    return {**place, "seconds": seconds, "peak_mib": peak, "note": note}
+    return {"part": part, "size": size, "frames": frames, "seconds": seconds, "peak_mib": peak, "note": note}
+
+
+def reconstruction_rows(size: int, frames: int, iterations: int) -> Iterator[dict]:
+    """Each sampler with one coil, and the cascade with several."""
+    for sampler in SAMPLERS:
+        yield reconstruction_row(f"gldm_{sampler}", sampler, "phantom0", size, frames, iterations)
+    yield reconstruction_row("gldm_cascade_coils", "cascade", 0, size, frames, iterations)
+
+
+def coil_rows(size: int, frames: int) -> Iterator[dict]:
+    """The whole default OU of the embedded heart, its settings given, with one coil and with eight."""
+    mask = make_mask("uniform", (frames, size, size), 4, 8)
+    ou = OUSettings(operator="motion", motion_patch=6, motion_taken=20)
+    problems = {}
+    for part, coils in (("ou_motion_one_coil", 1), ("ou_motion_coils", 8)):
+        scan = simulate_scan("heart", frames, size, 0, coils, 0.01)
+        problems[part] = prepare(Scan.from_arrays(scan.kspace, mask, noise_samples=scan.noise))
+    seconds: dict[str, list[float]] = {part: [] for part in problems}
+    for _ in range(3):  # in turn, so that both see the same machine
+        for part, problem in problems.items():
+            begun = time.perf_counter()
+            run_optimization_unit(problem, ou)
+            seconds[part].append(time.perf_counter() - begun)
+    alone = statistics.median(seconds["ou_motion_one_coil"])
+    for part, problem in problems.items():
+        own, note = statistics.median(seconds[part]), f"{problem.model.coils} virtual coils"
+        yield {"part": part, "size": size, "frames": frames, "seconds": own, "ratio": own / alone, "note": note}
 
 
 def growth_rows(size: int, frames: int, window: int) -> Iterator[dict]:
     """A warm OU step at several ranks."""
-    image = merged_images(size, frames)
+    image = simple_problem(size, frames).view_sharing()
     for rank in RANKS:
         if rank <= frames * window**2:
             step = HankelLowRank(window, rank, sweeps=1)
@@ -189,7 +219,7 @@ def growth_rows(size: int, frames: int, window: int) -> Iterator[dict]:
 def growth(rows: list[dict], part: str, quantities: dict[str, Callable[[dict], int]]) -> str:
     """seconds ∝ product of powers of those `quantities` of a row that vary among the rows of `part`.
 
-    A least-squares fit of logarithms: what doubling costs in this range, not a law. Empty when none varies.
+    A least-squares fit of logarithms, valid in the measured range. Empty when none varies.
     """
     own = [row for row in rows if row["part"] == part]
     logs = {name: [np.log(value(row)) for row in own] for name, value in quantities.items()}
@@ -217,14 +247,16 @@ def measure(flags: argparse.Namespace) -> list[dict]:
         if "network" in flags.only:
             rows.append(network_row(size, middle))
         if "reconstruction" in flags.only:
-            rows += [reconstruction_row(sampler, size, middle, flags.iterations) for sampler in SAMPLERS]
+            rows += reconstruction_rows(size, middle, flags.iterations)
+    if "coils" in flags.only:
+        rows += coil_rows(flags.size[len(flags.size) // 2], middle)
     if "growth" in flags.only:
         rows += growth_rows(flags.size[len(flags.size) // 2], middle, window)
     return rows
 
 
 def summary(rows: list[dict]) -> str:
-    """How the OU grows, and the last line: its warm step against its published form, in the last such row."""
+    """Growth of the times; last line: the OU's warm step and its published form, of the last scan with both."""
     scan_size = {"T": lambda row: row["frames"], "H·W": lambda row: row["size"] ** 2}
     lines = [growth(rows, part, scan_size) for part in ("ou_warm", "ou_published", "network_pass")]
     lines.append(growth(rows, "ou_warm_rank", {"rank": lambda row: row["rank"]}))

@@ -1,1 +1,1 @@
-"""What a diffusion prior has to beat: reconstructions without any network, one file per optimisation problem."""
+"""Methods to compare with. Each solves a prepared scan: `method(problem, λ)` → images of unit scale."""

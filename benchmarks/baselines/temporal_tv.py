@@ -2,10 +2,7 @@
 
 import torch
 
-from benchmarks.baselines.unit_scale import solve_at_unit_scale
-from mri.consistency import data_consistency
-from mri.fourier import fft2c, ifft2c
-from mri.interleave import pseudo_reference
+from reconstruction.prepare import Problem
 
 Tensor = torch.Tensor
 
@@ -13,39 +10,27 @@ STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # λ, in units of the scan's s
 BALANCE = 0.01  # τ·λ; 400 iterations then come within 1 % of the minimum, phantom and rat cine, all strengths
 
 
-def temporal_tv(
-    kspace: Tensor, mask: Tensor, strength: float, periodic: bool = False, iterations: int = 400
-) -> Tensor:
-    """min over x of ½‖M F x − y‖² + λ ‖D x‖₁, D the differences of successive frames, complex.
+def temporal_tv(problem: Problem, strength: float, iterations: int = 400) -> Tensor:
+    """min over x of ½‖A x − y‖² + λ ‖D x‖₁, D the differences of successive frames, complex.
 
-    By the primal-dual method of Chambolle & Pock 2011, in which the data term's proximal map is exact, from
-    the nearest-in-time merge.
+    By the primal-dual method of Chambolle & Pock 2011, with the data term's proximal map, from view sharing.
 
     Parameters
     ----------
-    kspace, mask
-        complex and boolean `(frames, height, width)`.
     strength
         λ, in units of the scan's scale.
-    periodic
-        whether the last frame is a neighbour of the first: then D has that difference too.
 
     Returns
     -------
-    complex `(frames, height, width)`, in the scan's units, the measured samples put back.
+    complex `(frames, height, width)` of unit scale, data consistent.
     """
-
-    def solve(measured: Tensor) -> Tensor:
-        start = ifft2c(pseudo_reference(measured, mask, "nearest", periodic=periodic)[0])
-        return minimise(start, measured, mask, strength, periodic, iterations)
-
-    return solve_at_unit_scale(solve, kspace, mask)
+    image = minimise(problem.view_sharing(), problem, strength, iterations)
+    return problem.model.consistent(image, problem.measured)
 
 
-def minimise(
-    start: Tensor, measured: Tensor, mask: Tensor, strength: float, periodic: bool, iterations: int
-) -> Tensor:
+def minimise(start: Tensor, problem: Problem, strength: float, iterations: int) -> Tensor:
     """The minimiser x, `(frames, height, width)`, from x = `start`; p is the dual variable, |p| ≤ λ."""
+    periodic = problem.periodic
     x = relaxed = start
     p = torch.zeros_like(differences(x, periodic))
     tau = BALANCE / strength  # p goes up to λ: the larger λ, the longer its steps σ must be
@@ -54,9 +39,9 @@ def minimise(
         p = p + sigma * differences(relaxed, periodic)
         p = p / (p.abs() / strength).clamp(min=1)
         previous = x
-        moved = fft2c(x - tau * differences_adjoint(p, periodic))
-        # argmin over k of ½‖M k − y‖² + ‖k − moved‖² / (2τ): soft data consistency
-        x = ifft2c(data_consistency(moved, measured, mask, noise_std=1.0, prior_std=tau**0.5))
+        # argmin over u of ½‖A u − y‖² + ‖u − v‖² / (2τ)
+        moved = x - tau * differences_adjoint(p, periodic)
+        x = problem.model.proximal(moved, problem.measured, 1.0, tau**0.5, tolerance=1e-3)
         relaxed = 2 * x - previous
     return x
 
