@@ -13,6 +13,7 @@ demo: $(READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv .venv

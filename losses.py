@@ -2,23 +2,25 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-from datasets import PreparedScene
-from models.context import Context, neighbours
+from models.completion import STEP_SHARE, State, denoise_consistently
+from models.context import Context
 from models.precision import Score
-from mri.fourier import fft2c, ifft2c
-from mri.weighting import from_channels, to_channels
+from mri.fourier import fft2c
+from mri.holdout import missing_error
+from mri.operators import ForwardModel
+from mri.weighting import RAMP_FILTER
 from sde_lib import VESDE
 
 Tensor = torch.Tensor
 
 EPSILON_T = 1e-5  # smallest training time, as published
-STEP_SHARE = 0.9  # of σ that the next step of a cascade is told, in training and in use
 SMALL_ERROR = 0.005  # σ_c of `completion_loss`, in units of the scan's scale
+BETAS, EPSILON, GRADIENT_CLIP = (0.9, 0.999), 1e-8, 1.0  # of Adam, as published
 
 
 class NoisyBatch(NamedTuple):
@@ -50,79 +52,102 @@ def dsm_loss(score: Score, batch: NoisyBatch) -> Tensor:
     return (level * score(noisy, batch.sigma) + batch.z).square().sum()
 
 
-def advance(
-    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float]
-) -> list[PreparedScene]:
-    """One step of a cascade on whole scans: D = x + σ² s(x, σ), then the measured samples put back.
+@dataclass(frozen=True)
+class PreparedScene:
+    """A scan of unit scale and the OU's result: what the cascade starts from.
 
-    Parameters
+    Attributes
     ----------
-    score
-        of x with its context channels, σ and the neighbours of every frame.
-    sigmas
-        of each scan, as the network is told it.
+    truth
+        coil images of the known samples, complex64 `(frames, coils, height, width)`; their k-space is 0 where the truth
+        is unknown.
+    start
+        images that the OU makes of the samples in `mask`, complex64 `(frames, height, width)`.
+    mask
+        boolean `(frames, ky, kx)`: samples given to the OU.
+    known
+        boolean `(frames, ky, kx)`: samples whose truth is known; all in a synthetic scene.
+    maps
+        complex64 `(coils, height, width)`; ones for one coil.
     """
-    found = list(scans)
-    for width in {scan.start.shape[-1] for scan in scans}:  # those of one width in one pass
-        numbers = [i for i, scan in enumerate(scans) if scan.start.shape[-1] == width]
-        changes = _changes(score, [scans[i] for i in numbers], context, [sigmas[i] for i in numbers])
-        for i, change in zip(numbers, changes, strict=True):
-            change = ifft2c(torch.where(scans[i].mask, 0, fft2c(change)))
-            found[i] = replace(scans[i], start=scans[i].start + change)
-    return found
+
+    truth: Tensor
+    start: Tensor
+    mask: Tensor
+    known: Tensor
+    maps: Tensor
+    periodic: bool
+
+    @property
+    def state(self) -> State:
+        """As a prior sees it."""
+        return State(self.start, ForwardModel(self.mask, self.maps), self.periodic)
+
+    def error(self, image: Tensor | None = None) -> Tensor:
+        """k-space error of images (default: the start) at the missing samples whose truth is known, else 0."""
+        image = self.start if image is None else image
+        difference = fft2c(image[:, None] * self.maps - self.truth)
+        return torch.where((self.known & ~self.mask)[:, None], difference, 0)
+
+    def error_std(self) -> float:
+        """Standard deviation per real channel and pixel of the start's error; an estimate where not all is known."""
+        if self.known.all():
+            return missing_std(self.error(), self.mask.numel()).item()
+        return missing_error(-self.error(), self.known & ~self.mask, self.known)
+
+    def missing_square(self, image: Tensor | None = None) -> Tensor:
+        """Squared error of images (default: the start), summed over the missing samples whose truth is known.
+
+        Held-out samples are weighted by their distance to DC: errors near DC, where few samples are missing, would
+        dominate otherwise.
+        """
+        error = self.error(image)
+        if not self.known.all():
+            error = RAMP_FILTER(error)
+        return torch.view_as_real(error).square().sum()
 
 
-def _changes(
-    score: Score, scans: Sequence[PreparedScene], context: Context, sigmas: Sequence[float]
-) -> Sequence[Tensor]:
-    """σ² s(x, σ) of scans of one size, as images."""
-    channels, indices, first = [], [], 0
-    for scan, sigma in zip(scans, sigmas, strict=True):
-        seen = context(scan.start, scan.mask, sigma, scan.periodic)
-        channels.append(torch.cat([to_channels(scan.start), seen], dim=1))
-        indices.append(first + neighbours(len(scan.start), scan.periodic, scan.start.device))
-        first += len(scan.start)
-    x = torch.cat(channels).contiguous(memory_format=torch.channels_last)
-    levels = torch.cat([x.new_full((len(scan.start),), s) for scan, s in zip(scans, sigmas, strict=True)])
-    change = levels[:, None, None] ** 2 * from_channels(score(x, levels, torch.cat(indices, dim=1)).float())
-    return change.split([len(scan.start) for scan in scans])
+def missing_std(error: Tensor, pixels: int) -> Tensor:
+    """Standard deviation per real channel of an image error, from its k-space at the missing samples."""
+    return (error.abs().square().sum() / (2 * pixels)).sqrt().clamp(min=1e-6)
 
 
 def completion_loss(
-    score: Score, scans: Sequence[PreparedScene], told: Sequence[float], context: Context, steps: int
+    score: Score, scenes: Sequence[PreparedScene], sigma_scales: Sequence[float], context: Context, steps: int,
+    lowest: float = 0.0,
 ) -> Tensor:
-    """Squared error on the missing samples whose truth is known, left after each of `steps` steps: `(steps,)`.
+    """Squared error at the missing samples whose truth is known, after each of `steps` steps: `(steps,)`.
 
-    To be divided by `completion_size`: then 1 for a score that knows nothing (s = 0). The squared error of a scan
-    counts by 1/(σ² + σ_c²), σ of its start: undivided, the few worst scans decide; divided by σ² alone, those that have
-    hardly any error, and that of noise. The steps follow each other as in use, each told STEP_SHARE of the σ of the one
-    before, and are trained through.
+    Divide by `completion_size`: then a score that knows nothing (s = 0) gives 1. The squared error of a scan counts by
+    1/(σ² + σ_c²), σ of its start. Undivided, the few worst scans would dominate; divided by σ² alone, the noise of the
+    best ones. The steps follow each other as in use, with `STEP_SHARE` of σ each time, and are trained through.
 
     Parameters
     ----------
-    told
-        factor between each scan's σ and what the network is told at the first step.
+    sigma_scales
+        of each scan, the factor between its σ and the σ that the network is given at the first step.
+    lowest
+        smallest σ that the network is given.
     """
-    counts, losses = _counts(scans), []
-    sigmas = [scan.error_std() * factor for scan, factor in zip(scans, told, strict=True)]
+    weights, losses = _weights(scenes), []
+    sigmas = [scene.error_std() * scale for scene, scale in zip(scenes, sigma_scales, strict=True)]
+    states = [scene.state for scene in scenes]
     for _ in range(steps):
-        scans = advance(score, scans, context, sigmas)
-        losses.append(_missing_error(scans, counts))
+        states = denoise_consistently(score, states, context, sigmas, lowest)
+        errors = [n * scene.missing_square(s.image) for n, scene, s in zip(weights, scenes, states, strict=True)]
+        losses.append(torch.stack(errors).sum())
         sigmas = [STEP_SHARE * sigma for sigma in sigmas]
     return torch.stack(losses)
 
 
-def completion_size(scans: Sequence[PreparedScene]) -> Tensor:
+def completion_size(scenes: Sequence[PreparedScene]) -> Tensor:
     """The same of the scans as they come."""
-    return _missing_error(scans, _counts(scans))
+    weights = _weights(scenes)
+    return torch.stack([n * scene.missing_square() for n, scene in zip(weights, scenes, strict=True)]).sum()
 
 
-def _counts(scans: Sequence[PreparedScene]) -> list[float]:
-    return [1 / (scan.error_std() ** 2 + SMALL_ERROR**2) for scan in scans]
-
-
-def _missing_error(scans: Sequence[PreparedScene], counts: list[float]) -> Tensor:
-    return torch.stack([n * scan.missing_square() for scan, n in zip(scans, counts, strict=True)]).sum()
+def _weights(scenes: Sequence[PreparedScene]) -> list[float]:
+    return [1 / (scene.error_std() ** 2 + SMALL_ERROR**2) for scene in scenes]
 
 
 class ExponentialMovingAverage:
@@ -151,23 +176,24 @@ class ExponentialMovingAverage:
         self.shadow_params = [s.clone() for s in state["shadow_params"]]
 
 
-def make_optimizer(parameters: list[Tensor], optim) -> torch.optim.Adam:
-    """Adam with the published constants of `config.optim`."""
-    return torch.optim.Adam(parameters, lr=optim.lr, betas=(optim.beta1, 0.999), eps=optim.eps)
+def make_optimizer(parameters: list[Tensor], lr: float) -> torch.optim.Adam:
+    """Adam with the published constants."""
+    return torch.optim.Adam(parameters, lr=lr, betas=BETAS, eps=EPSILON)
 
 
 def optimize(
-    optimizer: torch.optim.Adam, parameters: list[Tensor], optim, step: int, last_step: int | None = None
+    optimizer: torch.optim.Adam, parameters: list[Tensor], optim: Any, step: int, last_step: int | None = None
 ) -> float:
     """One update after `backward`: the rate of this step, gradient clipping. Returns the gradient norm.
 
-    The rate warms up linearly, then stays or, with `optim.schedule` cosine, falls to 0 at `last_step`.
+    The rate warms up linearly, then stays or, with `optim.schedule` cosine, falls to 0 at `last_step`. `optim` are
+    `training.settings.OptimSettings`.
     """
     rate = optim.lr * min((step + 1) / max(optim.warmup, 1), 1.0)
     if optim.schedule == "cosine" and last_step:
         rate *= 0.5 * (1 + math.cos(math.pi * min(step / last_step, 1.0)))
     for group in optimizer.param_groups:
         group["lr"] = rate
-    norm = torch.nn.utils.clip_grad_norm_(parameters, optim.grad_clip)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP)
     optimizer.step()
     return norm.item()

@@ -5,7 +5,9 @@ from pathlib import Path
 from absl import flags
 
 import run_lib
-from utils.errors import define_config, exit_on_input_error, run_command
+from configs.flags import define_config, run_command
+from reconstruction.settings import MODELS
+from utils.errors import exit_on_input_error
 
 FLAGS = flags.FLAGS
 
@@ -20,7 +22,7 @@ flags.DEFINE_boolean("overwrite", False, "Replace results of an earlier --mode=e
 def main(argv: list[str]) -> None:
     workdir = Path(FLAGS.workdir)
     if FLAGS.mode == "train":
-        models = run_lib.MODELS if FLAGS.model == "both" else (FLAGS.model,)
+        models = MODELS if FLAGS.model == "both" else (FLAGS.model,)
         exit_on_input_error(lambda: run_lib.train(FLAGS.config, workdir, models))
     else:
         exit_on_input_error(

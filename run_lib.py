@@ -1,42 +1,80 @@
-"""The jobs behind the commands: train the priors, reconstruct a scan, evaluate a folder of scans."""
+"""The jobs behind the commands: train the priors, reconstruct a scan, reconstruct a folder of scans."""
 
+import csv
+import fcntl
 import json
+import os
 import platform
+import re
+import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 import numpy as np
-import scipy.io
 import torch
 
-from adaptation import SETTINGS
-from datasets import Acquisition, acquisition, scan_files
-from mri.fourier import ifft2c
-from mri.interleave import pseudo_reference
-from mri.io import sha256
-from mri.metrics import COLUMNS, COMMON_SCALE_COLUMNS, evaluate, moving_row
-from objectives import make_objective
-from op import dispatch
-from optimization_unit import optimization_unit_alone
-from priors import MODELS, Prior, load_prior, load_shipped
-from sampling import Reconstruction, check_running, reconstruct
-from training import Training, check_training
+from models.prior import Prior, load_prior, load_shipped
+from mri.formats import sha256
+from mri.intake import DataSettings, Intake, MaskSettings, acquire, scan_files
+from mri.metrics import evaluate
+from mri.scan import Reference, Scan
+from reconstruction.optimization_unit import run_optimization_unit, with_operator
+from reconstruction.prepare import Problem, prepare
+from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
+from report.results import MANY, OPTIONAL, write_pictures, write_reconstruction, write_scores
+from report.tables import markdown, write_csv, write_markdown
+from sampling import Reconstruction, reconstruct_problem
 from utils.arguments import command_line
 from utils.errors import InputError
-from utils.files import atomic_folder, refuse_existing, refuse_unwritable
-from utils.pictures import deviation_picture, film, montage, xt_profile
-from utils.processes import processes
-from utils.tables import markdown, write_csv, write_markdown
+from utils.files import UNFINISHED, atomic_folder, refuse_existing, refuse_unwritable
+from utils.processes import process_group
+from utils.settings import flat
 
 Tensor = torch.Tensor
+Priors = tuple[Prior, Prior]
 
-METRICS = ("method", *COLUMNS, "seconds")
-MANY = ("scan", "method", *COLUMNS, "psnr_common", "ssim_common", "seconds")  # of a table of many scans
-ROLES = {"global": "GM", "local": "LM"}
+
+@dataclass(frozen=True)
+class Job:
+    """All that a reconstruction depends on besides the scan and the priors."""
+
+    intake: Intake
+    prepare: PrepareSettings
+    ou: OUSettings
+    sampling: SamplingSettings
+    seed: int
+
+    @classmethod
+    def from_config(cls, config: ml_collections.ConfigDict, seed: int | None = None) -> "Job":
+        """The job of a configuration; `seed` replaces its own."""
+        seed = config.seed if seed is None else seed
+        data, mask = DataSettings.from_mapping(config.data), MaskSettings.from_mapping(config.mask)
+        intake = Intake(data, mask, config.data.maps, seed, config.model.image_size)
+        prepare_settings = PrepareSettings.from_mapping(config.data)
+        ou, sampling = OUSettings.from_mapping(config.ou), SamplingSettings.from_mapping(config.sampling)
+        return cls(intake, prepare_settings, ou, sampling, seed)
+
+    def request(self, scan_sha256: str, priors: Priors) -> dict[str, Any]:
+        """What a result is made from, files by their checksums."""
+        data = {**asdict(self.intake.data), **asdict(self.prepare)}
+        mask = asdict(self.intake.mask)
+        maps, mask_path = data.pop("maps"), mask.pop("path")
+        data.pop("path")
+        return json.loads(json.dumps({
+            "scan_sha256": scan_sha256,
+            "mask_sha256": sha256(mask_path) if mask_path else "",
+            "maps": sha256(maps) if Path(maps).is_file() else maps,
+            "checkpoints_sha256": [sha256(one.path) for p in priors for one in (p, p.after_motion) if one],
+            "seed": self.seed,
+            "data": data, "mask": mask, "sampling": asdict(self.sampling), "ou": asdict(self.ou),
+        }))  # fmt: skip
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, ...]) -> None:
@@ -46,59 +84,78 @@ def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, .
     `checkpoints/checkpoint_<step>.pth`, `checkpoints-meta/checkpoint.pth` (to resume) and `tensorboard/`; and
     `workdir/data/`, what the networks learn from. Under `torchrun` its processes share every batch.
     """
-    with processes() as among:
-        among.refuse_differences(config)
-        check_training(config, among.count)
-        dispatch.check(among.device.type == "cuda")
+    # imported here: a reconstruction needs nothing of training
+    from configs.renamed import current_record
+    from op import dispatch
+    from training import settings as parts
+    from training.loop import Training, check_batch
+    from training.objectives import frames_per_draw, make_objective
+    from training.processes import processes
+
+    job = Job.from_config(config)
+    run = parts.RunSettings(
+        config.seed, job.intake, job.prepare,
+        *(part.from_mapping(config[part.part]) for part in (
+            parts.WeightSettings, parts.PseudoReferenceSettings, parts.ModelSettings, parts.ContextSettings,
+            parts.TrainingSettings, parts.OptimSettings)), job.ou,
+    )  # fmt: skip
+    with processes() as group:
+        group.refuse_differences(run.record())
+        check_batch(run.training, frames_per_draw(run.training), group.count)
+        dispatch.check(group.device.type == "cuda")
         refuse_unwritable(workdir)
         for name in models:
-            Training(config, workdir / name, make_objective(config, workdir, name, among), among).run()
-            among.wait()  # LM learns from the file of GM
+            Training(run, workdir / name, make_objective(run, workdir, name, group), group, current_record).run()
+            group.wait()  # LM learns from the file of GM
 
 
-# ---------------------------------------------------------------------------------------- reconstruction
+# ---------------------------------------------------------------------------------------- one scan
 
-Image = Callable[[], Tensor]
+
+def load_priors(
+    sampling: SamplingSettings, global_path: Path | str | None, local_path: Path | str | None
+) -> Priors:
+    """GM and LM on the device at hand, run as the settings say; None stands for the shipped one."""
+    run = (device(), sampling.batch_size, sampling.precision, sampling.compile)
+    first, second = (
+        load_prior(path, *run) if path else load_shipped(name, sampling.sampler, *run)
+        for name, path in zip(MODELS, (global_path, local_path), strict=True)
+    )
+    return first, second
+
+
+def device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def compare_methods(
-    scan: Acquisition, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int
+    problem: Problem, job: Job, priors: Priors
 ) -> tuple[dict[str, Tensor], dict[str, float], Reconstruction]:
     """Images and seconds of every row of the table, and the reconstruction itself. Sees no reference."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kspace, mask = scan.kspace.to(device), scan.mask.to(device)
     begun = time.perf_counter()
-    final = reconstruct(kspace, mask, *priors, config, seed, device)
+    final = reconstruct_problem(problem, priors, job.ou, job.sampling, job.seed)
     seconds = {"gldm": time.perf_counter() - begun}
-    periodic = final.settings["config"]["data"]["periodic"]  # as it was found
-
-    def merge(window: str) -> Tensor:
-        return ifft2c(pseudo_reference(kspace, mask, window, periodic=periodic)[0])
-
-    methods: dict[str, Image] = {
-        "zero_filled": lambda: ifft2c(kspace),
-        "global_merge": lambda: merge("global"),
-        "nearest_merge": lambda: merge("nearest"),
+    methods: dict[str, Callable[[], Tensor]] = {
+        "zero_filled": lambda: problem.model.adjoint(problem.measured),
+        "global_merge": lambda: problem.view_sharing("global"),
+        "nearest_merge": problem.view_sharing,
     }
     images = {}
-    if config.sampling.sampler == "published" or config.ou.after == "never":
-        methods["ou_only"] = lambda: optimization_unit_alone(kspace, mask, config, seed)
+    started = job.sampling.sampler == "cascade" and job.ou.after != "never"
+    if not started:
+        ou = with_operator(job.ou, job.sampling.sampler)
+        methods["ou_only"] = lambda: run_optimization_unit(problem, ou, job.seed).image
     for name, method in methods.items():
         begun = time.perf_counter()
-        images[name] = method().cpu()
+        images[name] = problem.finished(method())
         seconds[name] = time.perf_counter() - begun
-    if "ou_only" not in methods:  # the cascade began with it
+    if started:  # the cascade began with it
         images["ou_only"], seconds["ou_only"] = final.start, final.start_seconds
     return {**images, "gldm": final.image}, seconds, final
 
 
 def reconstruct_scan(
-    scan: Acquisition,
-    config: ml_collections.ConfigDict,
-    priors: tuple[Prior, Prior],
-    out: Path | Callable[[], Path],
-    seed: int,
-    reference: Tensor | None,
+    scan: Scan, job: Job, priors: Priors, out: Path | Callable[[], Path], reference: Reference | None
 ) -> tuple[Path, list[dict]]:
     """Reconstruct one scan into a folder, which is there with all its files or not at all.
 
@@ -107,175 +164,223 @@ def reconstruct_scan(
     out
         the folder, or what names it once there is something to write.
     reference
-        what the final images are scored against, `(frames, height, width)`.
+        what the final images are scored against; no reconstruction sees it.
 
     Returns
     -------
     the folder, and the table's rows (empty without a reference).
     """
-    images, seconds, result = compare_methods(scan, config, priors, seed)
-    rows = []
+    problem = prepare(scan, job.prepare, device())
+    print("\n".join(problem.notes))
+    images, seconds, result = compare_methods(problem, job, priors)
+    print("\n".join(result.notes[len(problem.notes) :]))
+    rows, truth = [], None
     if reference is not None:
-        rows = [{"method": m, **evaluate(image, reference), "seconds": seconds[m]} for m, image in images.items()]
-        gain = (result.image.norm() / reference.norm()).item()
+        truth = problem.reference_image(reference)
+        more = {"snr": problem.snr}
+        rows = [{"method": m, **evaluate(x, truth), **more, "seconds": seconds[m]} for m, x in images.items()]
+        gain = (result.image.norm() / truth.norm()).item()
         if not 0.5 < gain < 2:
             print(f"the reconstruction is {gain:.3g} times as bright as the reference: NMSE compares them as they are")
+        if reference.noisy:
+            print("the reference has noise of its own, which limits the scores of every row")
     record = {
-        "scan": scan.found,
-        "request": request(scan.sha256, config, priors, seed),
+        "scan": scan.source.found,
+        "request": job.request(scan.source.sha256, priors),
         "threads": torch.get_num_threads(),
         "command": command_line(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "ml_collections")},
         "python": platform.python_version(),
         **result.settings,
+        "noise_std": result.noise_std,
+        "snr": problem.snr,
+        "chi": result.chi if np.isfinite(result.chi) else None,
+        "notes": result.notes,
         "log": result.log,
     }
-    unit, trust = result.settings["config"]["ou"], result.settings.get("trust", {})
-    used = trust and unit["after"] != "never"
-    if used and unit["operator"] == "motion":
-        side, taken, steps = unit["motion_patch"], unit["motion_taken"], unit["motion_steps"]
-        print(f"the optimization unit follows the motion: patches of {side}×{side} pixels, {taken} of {steps} steps")
-    elif used and config.ou.operator in ("auto", "motion"):
-        print("the optimization unit does not follow the motion: no hidden samples, or none predicted better by it")
-    if trust:
-        print(what_the_priors_did(trust, config.sampling.order))
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
-        if result.deviation is not None:
-            np.save(folder / "deviation.npy", result.deviation.numpy())
-        write_pictures(folder, images, reference, result.deviation)
+        if scan.coils > 1:
+            np.save(folder / "coil_maps.npy", result.maps.numpy())
+        if result.error_std is not None:
+            np.save(folder / "deviation.npy", result.error_std.numpy())
+        write_pictures(folder, images, truth, result.error_std)
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if rows:
-            write_csv(folder / "metrics.csv", rows, METRICS)
-            write_csv(folder / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
+            write_scores(folder, rows)
+        written = {path.name for path in folder.iterdir()}
     # what a run that is replaced left and this one has not belongs to another image
-    stale = [] if rows else ["metrics.csv", "metrics_common_scale.csv"]
-    stale += [] if result.deviation is not None else ["deviation.npy", "deviation.png"]
-    for name in stale:
-        (out / name).unlink(missing_ok=True)
+    for name in ("metrics.csv", "metrics_common_scale.csv", *OPTIONAL):
+        if name not in written:
+            (out / name).unlink(missing_ok=True)
     return out, rows
 
 
-def what_the_priors_did(trust: dict, order: Sequence[str]) -> str:
-    """`trust.Trust` of a reconstruction in a sentence."""
-    if not trust["hidden"]:
-        return "the priors cannot be tested, because the mask leaves no sample to hide from them: they are left out"
-    if trust["sigma"] == 0:
-        return "the priors predict the samples hidden from them no better than what they begin with: they are left out"
-    if len(trust["alphas"]) == len(order):
-        followed = ", ".join(
-            f"{ROLES[name]} followed by α = {alpha:.2f}" if alpha > 0 else f"{ROLES[name]} left out"
-            for name, alpha in zip(order, trust["alphas"], strict=True)
-        )
-    else:  # without context
-        followed = f"followed together by α = {trust['alphas'][0]:.2f}"
-    after = trust["error_after"] / trust["error_before"]
-    return f"the priors: {followed}; fitted to the samples hidden from them they leave {after:.3f} of the error there"
-
-
-def request(scan_sha256: str, config: ml_collections.ConfigDict, priors: tuple[Prior, Prior], seed: int) -> dict:
-    """All that a reconstruction depends on, files by their checksums."""
-    settings = json.loads(config.to_json())
-    settings["mask"].pop("path")
-    adapted = {name: settings["training"][name] for name in SETTINGS} if config.sampling.adapt else {}
-    return {
-        "scan_sha256": scan_sha256,
-        "mask_sha256": sha256(config.mask.path) if config.mask.path else "",
-        "checkpoints_sha256": [sha256(one.path) for prior in priors for one in (prior, prior.after_motion) if one],
-        "seed": seed,
-        "adaptation": adapted,
-        **{part: settings[part] for part in ("data", "mask", "sampling", "ou")},
-    }
-
-
-def write_reconstruction(out: Path, image: Tensor) -> None:
-    """`reconstruction.npy` (frames, height, width) and `.mat` (variable `image`, same axes), complex64."""
-    array = image.to(torch.complex64).numpy()
-    np.save(out / "reconstruction.npy", array)
-    scipy.io.savemat(out / "reconstruction.mat", {"image": array}, do_compression=True)
-
-
-def write_pictures(
-    out: Path, images: dict[str, Tensor], reference: Tensor | None, deviation: Tensor | None = None
-) -> None:
-    """`montage.png`, `xt_profile.png` and `cine.gif`, the reference first when there is one; `deviation.png`."""
-    series = {} if reference is None else {"reference": reference.abs().numpy()}
-    series.update({name: image.abs().numpy() for name, image in images.items()})
-    name = None if reference is None else "reference"
-    frames = len(images["gldm"])
-    montage(out / "montage.png", series, name, sorted({0, frames // 3, 2 * frames // 3}))
-    xt_profile(out / "xt_profile.png", series, name, moving_row(images["gldm"]))
-    film(out / "cine.gif", series, name)
-    if deviation is not None:
-        error = None if reference is None else (images["gldm"] - reference).abs().numpy()
-        deviation_picture(out / "deviation.png", images["gldm"].abs().numpy(), deviation.numpy(), error, frames // 3)
-
-
-def report(out: Path, rows: list[dict]) -> str:
-    """What a command says at its end: the table, and where the files are."""
-    table = ""
-    if rows:
-        table = markdown(rows, ("method", *COLUMNS, "psnr_common", "seconds")) + (
-            "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own brightest pixel, as the paper does;"
-            "\npsnr_common and nmse compare the scan as it is.\n\n"
-        )
-    files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
-    if rows:
-        files = ["metrics.csv", "metrics_common_scale.csv", *files]
-    files += [name for name in ("deviation.npy", "deviation.png") if (out / name).exists()]
-    return table + "\n".join(str(out / name) for name in files)
-
-
-# -------------------------------------------------------------------------------------------- evaluation
+# ---------------------------------------------------------------------------------------- many scans
 
 
 def evaluate_folder(
     config: ml_collections.ConfigDict, workdir: Path, eval_folder: str, overwrite: bool
-) -> list[dict]:
-    """Reconstruct the scan or folder of `config.eval.path`; one table for all in `workdir/eval_folder`."""
+) -> None:
+    """Reconstruct the scan or folder of `config.eval.path` into `workdir/eval_folder`, with one table for all."""
     out = workdir / eval_folder
     refuse_existing(out, overwrite)
-    checkpoints = [
-        config.eval[f"checkpoint_{name}"] or workdir / name / "model.safetensors" for name in MODELS
-    ]
-    priors = load_priors(config, *checkpoints)
+    job = Job.from_config(config)
+    paths = [config.eval[f"checkpoint_{name}"] or workdir / name / "model.safetensors" for name in MODELS]
+    priors = load_priors(job.sampling, *paths)
     refuse_unwritable(out)
-    rows, failures = [], []
     sources = scan_files(config.eval.path) if config.eval.path else [0]
-    for source in sources:
+    reconstruct_folder(sources, job, priors, out, overwrite=overwrite)
+
+
+def reconstruct_folder(
+    sources: Sequence[Path | int],
+    job: Job,
+    priors: Priors,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    score: bool = True,
+    check: Callable[[Scan, Reference | None], None] = lambda scan, reference: None,
+) -> None:
+    """Reconstruct scans into `out/<scan>/`, and score those that have a reference in `out/metrics.csv` and `.md`.
+
+    Each process takes the next scan that nobody works on, and a run continues where it stopped. The processes (of
+    `torchrun`, or started by hand on any machine that sees the folders) share only locks on files, which the operating
+    system frees when a process ends. A scan whose folder has the same request is done. A scan that cannot be used is
+    left out, the others go on.
+
+    Parameters
+    ----------
+    overwrite
+        reconstruct what is done, too.
+    score
+        against the fully sampled data, where a file holds them.
+    check
+        raises `InputError` for a scan that does not fit the command.
+
+    Raises
+    ------
+    InputError
+        at the end, for the scans that were left out.
+    """
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    out.mkdir(parents=True, exist_ok=True)
+    # with overwrite a finished scan does not show that it is done: then the scans are dealt
+    own = sources[rank::count] if overwrite else sources
+    failures = []
+    for source in own:
+        name = _name(source)
+        with _claim(out, name, wait=overwrite) as mine:
+            if not mine:
+                continue
+            _remove_unfinished(out, name)
+            try:
+                if not overwrite and is_done(out / name, source, job, priors):
+                    print(f"{name}: done before")
+                    continue
+                scan, reference = acquire(job.intake, source)
+                check(scan, reference)
+                print(f"{name}: {scan}")
+                reconstruct_scan(scan, job, priors, out / name, reference if score else None)
+            except InputError as error:
+                failures.append(str(error))
+                print(f"left out: {error}", file=sys.stderr)
+    _wait_for_others(out, sources)
+    if rank == 0:
         try:
-            scan = acquisition(config, source)
-            print(scan)
-            _, scored = reconstruct_scan(scan, config, priors, out / scan.name, config.seed, scan.reference)
-        except InputError as error:
-            failures.append(str(error))
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        rows += [{"scan": scan.name, **row} for row in scored]
-    if rows:
-        columns = MANY
-        write_csv(out / "metrics.csv", rows, columns)
-        write_markdown(out / "metrics.md", rows, columns)
-        print(markdown(rows, columns) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")
-    for name in ("metrics.csv", "metrics.md") if not rows else ():  # of a run that is replaced
-        (out / name).unlink(missing_ok=True)
-    if not rows and len(failures) < len(sources):
-        print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
+            done = [_name(source) for source in sources if is_done(out / _name(source), source, job, priors)]
+        except InputError:  # said above; scores of two requests do not belong in one table
+            print(f"a table in {out} stays as it is: not all scans there were reconstructed with this request")
+        else:
+            _write_table(out, done)
     if failures:
         raise InputError(f"{len(failures)} of {len(sources)} scans left out: " + " | ".join(failures))
-    return rows
 
 
-def load_priors(
-    config: ml_collections.ConfigDict, global_path: Path | str | None, local_path: Path | str | None
-) -> tuple[Prior, Prior]:
-    """GM and LM on the device at hand, run as `config.sampling` says; None stands for the shipped one."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampling = config.sampling
-    check_running(sampling)
-    run = (device, sampling.batch_size, sampling.precision, sampling.compile)
-    return tuple(
-        load_prior(path, *run) if path else load_shipped(name, sampling.sampler, *run)
-        for name, path in zip(MODELS, (global_path, local_path), strict=True)
-    )
+def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
+    """Whether `folder` holds the reconstruction of just this.
+
+    Raises
+    ------
+    InputError
+        when it holds another one, naming the difference.
+    """
+    if not folder.exists() or not any(folder.iterdir()):
+        return False
+    mend = "give another --out, or --overwrite to replace it"
+    try:
+        found = json.loads((folder / "config.json").read_text())["request"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InputError(f"{folder} holds no reconstruction of this version; {mend}.") from None
+    checksum = "" if isinstance(source, int) else sha256(source)
+    found, wanted = flat(found), flat(job.request(checksum, priors))
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        raise InputError(
+            f"{folder} holds a reconstruction of {_name(source)} with another {', '.join(differing)}; {mend}."
+        )
+    return True
+
+
+def _name(source: Path | int) -> str:
+    return f"heart{source}" if isinstance(source, int) else source.stem
+
+
+def _wait_for_others(out: Path, sources: Sequence[Path | int]) -> None:
+    """Until no process, of this `torchrun` or started by hand, works on one of the scans."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        with process_group("gloo"):
+            torch.distributed.barrier()
+    for source in sources:
+        with _claim(out, _name(source), wait=True):
+            pass
+
+
+@contextmanager
+def _claim(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
+    """Whether this process may work on a scan: while it does, no other may. `wait` until nobody does."""
+    path = out / f".{name}.lock"
+    while True:
+        with open(path, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            # who had it removed it: a lock on a file that is gone keeps nobody out
+            if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())):
+                continue
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _remove_unfinished(out: Path, name: str) -> None:
+    """Remove what a killed process left of a scan that is claimed, so that nobody else is writing it."""
+    left = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
+    for folder in out.glob(f".*{UNFINISHED}"):
+        if left.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_table(out: Path, names: list[str]) -> None:
+    """One table of the tables of all scans that have one."""
+    rows: list[dict] = []
+    for name in names:
+        table = out / name / "metrics.csv"
+        if table.is_file():
+            rows += [{"scan": name, **row} for row in csv.DictReader(table.read_text().splitlines())]
+    if not rows:
+        for name in ("metrics.csv", "metrics.md"):
+            (out / name).unlink(missing_ok=True)
+        print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
+        return
+    write_csv(out / "metrics.csv", rows, MANY)
+    for row in rows:
+        row.update({name: float(row[name]) for name in MANY if name not in ("scan", "method")})
+    write_markdown(out / "metrics.md", rows, MANY)
+    print(markdown(rows, MANY) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")

@@ -1,160 +1,108 @@
 """The reconstruction: a cascade of two diffusion priors, GM → LM, with data consistency and the OU between.
 
-`few_step_cascade` is the sampler to use; `published_cascade` is the paper's, for comparison. Both work on the
-k-space of a scan of unit scale and see it, as the priors do, through a weight w (`mri.weighting`).
+`cascade` is the sampler to use; `published_cascade` is the paper's, for comparison. Both work on images x of unit
+scale; the forward model A and the measurement y of a scan come from `reconstruction.prepare`.
 """
 
-import json
-import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from adaptation import adapt_priors
-from configs.ve.cpu_demo import get_config
-from models.precision import PRECISIONS
-from mri.consistency import data_consistency, data_residual, scan_scale
+from models.prior import Prior, load_shipped
 from mri.fourier import fft2c, ifft2c
-from mri.interleave import pseudo_reference
-from mri.masks import acs_rows, is_lines, lines_along_rows
+from mri.holdout import hold_out
+from mri.noise import chi, misfit
+from mri.operators import ForwardModel
+from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
-from optimization_unit import OptimizationUnit, find_settings, with_periodicity
-from priors import MODELS, Prior, load_shipped
+from reconstruction.calibration import calibrate
+from reconstruction.optimization_unit import OptimizationUnit, OUResult, run_optimization_unit, with_operator
+from reconstruction.prepare import Problem, prepare
+from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
+from reconstruction.uncertainty import error_map
 from sde_lib import VESDE
-from trust import Trust, cascade_start, find_trust
-from uncertainty import deviation_map
 from utils.errors import InputError
 
 Tensor = torch.Tensor
 
 
-def few_step_cascade(kspace, dc, optimization_unit, denoise, steps, churn, generator, log):
-    """A few deterministic steps from the OU's result, at the noise level of its error.
+def cascade(x, A, y, priors, steps, optimization_unit, periodic, log):
+    """Follow each accepted prior once from the OU's result, at the noise level of the error that is left.
 
-    Song et al. 2021 (DDIM) / Karras et al. 2022, Algorithm 1 without its second-order correction, in their
-    symbols: D denoiser, σ noise level, x ← x + a (D(x; σ) − x). Each step brings its model, σ and a; in their
-    algorithm a = 1 − σ_next/σ.
+    Karras et al. 2022, Algorithm 1 without its second-order correction, in their symbols: D denoiser, σ noise level,
+    x ← x + a (D(x; σ) − x). Each step brings its prior, σ and a.
 
     Parameters
     ----------
-    kspace
+    x
         complex `(frames, height, width)` of unit scale: the start.
-    dc
-        puts the measured samples back: `dc(kspace, σ / w)`.
-    denoise
-        `denoise(prior, x, σ)`, with x in the weighted k-space of the prior.
+    A, y
+        forward model and measurement.
     steps
-        the `Step`s, see `schedule`; none leaves the start as it is.
-    churn
-        fresh noise per step, in units of its σ.
+        of `reconstruction.calibration.Schedule`; none leaves the start as it is.
     """
     for step in steps:
-        x = step.prior.weight(kspace)
-        noise = churn * step.sigma
-        if noise > 0:
-            x = x + noise * from_channels(torch.randn(to_channels(x).shape, generator=generator)).to(x)
-        x = x + step.share * (denoise(step.prior, x, math.hypot(step.sigma, noise)) - x)
-        kspace = step.prior.weight.inverse(x)
-        residual = log.residual(kspace)
-        prior_std = step.sigma / step.prior.weight.on(kspace)
-        kspace = dc(kspace, prior_std)
-        if optimization_unit.follows(step is steps[-1]):
-            # weaker as σ falls: at full strength it would undo what the priors add
-            kspace = dc(fft2c(optimization_unit(ifft2c(kspace), step.sigma / steps[0].sigma)), prior_std)
+        D = priors[step.prior].denoise
+        x = x + step.step_size * (D(x, A, step.sigma, periodic) - x)
+        residual = A.residual(x, y)
+        x = A.consistent(x, y)
+        if optimization_unit.runs_after(step is steps[-1]):
+            # weaker as σ falls: at full strength it would remove what the priors add
+            x = A.consistent(optimization_unit(x, step.sigma / steps[0].sigma), y)
         log.step(sigma=step.sigma, residual=residual)
-    return kspace
+    return x
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of the few-step cascade."""
-
-    prior: Prior
-    sigma: float  # noise level that the denoiser is told
-    share: float  # a, how far to follow it
-
-
-def schedule(trust: Trust, priors: list[Prior], steps: int) -> list[Step]:
-    """The steps from σ_0, for priors in the order of the cascade.
-
-    Priors without context: the levels fall evenly from σ_0 to (1 − α) σ_0, so that a denoiser that hardly
-    changes moves x by α (D − x) in all. Priors with context know what an OU leaves wrong, so each is followed
-    by its α, once, and leaves `remaining` (measured in its training) of the error to the next.
-    """
-    if trust.sigma == 0:
-        return []
-    if all(prior.context is not None for prior in priors):
-        found, sigma = [], trust.sigma
-        for prior, alpha in zip(priors, trust.alphas, strict=True):
-            if alpha > 0:
-                found.append(Step(prior, sigma, alpha))
-            sigma *= 1 - alpha * (1 - prior.remaining)
-        return found
-    sigmas = [trust.sigma * (1 - trust.alphas[0] * i / steps) for i in range(steps + 1)]
-    return [
-        Step(priors[i * len(priors) // steps], sigmas[i], 1 - sigmas[i + 1] / sigmas[i]) for i in range(steps)
-    ]
-
-
-def published_cascade(kspace, dc, optimization_unit, priors, sde, sampling, generator, log):
+def published_cascade(x, A, y, priors, sde, sampling, optimization_unit, generator, log):
     """The paper's predictor-corrector cascade (Guan et al. 2025, Algorithm 1 and Fig. 1).
 
-    Symbols: s score, σ_i noise level, z noise, g mean score, ε Langevin step, r its signal-to-noise ratio.
-    The mean x̄ of the predictor is carried on, not a noisy sample, as the published code does.
+    Symbols: s score, σ_i noise level, z noise, g mean score, ε Langevin step, r its signal-to-noise ratio. A prior sees
+    k, the weighted k-space of x. The mean of the predictor is carried on, not a noisy sample, as the published code
+    does.
 
     Parameters
     ----------
-    kspace
+    x
         complex `(frames, height, width)` of unit scale: the start.
-    dc
-        puts the measured samples back: `dc(kspace, σ / w)`.
     """
-    sigmas = sde.discrete_sigmas().tolist()
-    sigmas = [0.0, *sigmas]  # the level below σ_min
-    copies = torch.zeros(sampling.copies, len(kspace), 2, *kspace.shape[1:], device=kspace.device)
+    sigmas = [0.0, *sde.discrete_sigmas().tolist()]  # 0: the level below σ_min
+    copies = torch.zeros(sampling.copies, len(x), 2, *x.shape[1:], device=x.device)
     for i in range(len(sigmas) - 1, len(sigmas) - 1 - sampling.iterations, -1):
         sigma, sigma_next = sigmas[i], sigmas[i - 1]
         for prior in priors:
-            prior_std = sigma / prior.weight.on(kspace)
             # predictor: reverse diffusion
-            x = to_channels(prior.weight(kspace))
-            x = x + (sigma**2 - sigma_next**2) * prior.score(x, sigma)
-            kspace = prior.weight.inverse(from_channels(x))
-            residual = log.residual(kspace)
-            kspace = dc(kspace, prior_std)
+            k = to_channels(prior.weight(fft2c(x)))
+            k = k + (sigma**2 - sigma_next**2) * prior.score(k, sigma)
+            x = ifft2c(prior.weight.inverse(from_channels(k)))
+            residual = A.residual(x, y)
+            x = A.projected(x, y)
             # corrector: Langevin, one step shared by the noise copies
-            x = to_channels(prior.weight(kspace))
-            g = torch.stack([prior.score(x + noise, sigma) for noise in copies]).mean(dim=0)
-            z = torch.randn(copies.shape, generator=generator).to(x)
+            k = to_channels(prior.weight(fft2c(x)))
+            g = torch.stack([prior.score(k + noise, sigma) for noise in copies]).mean(dim=0)
+            z = torch.randn(copies.shape, generator=generator).to(k)
             epsilon = 2 * (sampling.snr * _mean_norm(z.flatten(0, 1)) / _mean_norm(g)) ** 2
-            x = x + epsilon * g
+            k = k + epsilon * g
             copies = torch.sqrt(2 * epsilon) * z
-            kspace = dc(prior.weight.inverse(from_channels(x)), prior_std)
-            if optimization_unit.follows(prior is priors[-1]):
-                kspace = dc(fft2c(optimization_unit(ifft2c(kspace))), prior_std)
+            x = A.projected(ifft2c(prior.weight.inverse(from_channels(k))), y)
+            if optimization_unit.runs_after(prior is priors[-1]):
+                x = A.projected(optimization_unit(x), y)
         log.step(sigma=sigma, residual=residual)
-    return kspace
+    return x
 
 
-SAMPLERS = ("cascade", "published")
-FEWEST_FRAMES = 5  # with fewer, frames stand in for neighbours that are not there
-SMALLEST_ACS = 2  # lines; one to hide, one to keep
+FEWEST_FRAMES = 5  # with fewer, frames are repeated as neighbours
 
 
 @dataclass
 class SamplerLog:
     """Progress bar and record of a reconstruction; sees only measured data."""
 
-    measured: Tensor
-    mask: Tensor
     bar: tqdm
     steps: list[dict[str, float]] = field(default_factory=list)
-
-    def residual(self, kspace: Tensor) -> float:
-        return data_residual(kspace, self.measured, self.mask)
 
     def step(self, **numbers: float) -> None:
         self.steps.append(numbers)
@@ -164,14 +112,42 @@ class SamplerLog:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What `reconstruct` returns."""
+    """What `reconstruct` returns.
 
-    image: Tensor  # complex64 (frames, height, width), in the input's units
-    start: Tensor  # same shape and units: what the sampler began with; for the cascade, the OU's result
-    start_seconds: float  # spent on it, and on what the OU finds in the scan
-    deviation: Tensor | None  # likely error, real, same shape and units; with `sampling.samples`
-    log: list[dict[str, float]]  # per step: sigma, residual of the data before data consistency
-    settings: dict  # configuration, seed, checkpoints, scale, network passes per frame
+    Attributes
+    ----------
+    image
+        complex64 `(frames, height, width)`, in the input's units.
+    start
+        what the sampler began with, same shape and units; for the cascade, the OU's result.
+    start_seconds
+        spent on the start and on the settings that the OU chooses.
+    error_std
+        likely error, real, same shape and units; None without `sampling.samples`.
+    maps
+        complex64 `(virtual coils, height, width)`; ones for one coil.
+    noise_std
+        σ of a complex k-space sample, in the input's units.
+    chi
+        residual in units of the noise, see `mri.noise.chi`.
+    notes
+        one sentence for each decision.
+    log
+        per step: sigma, and the residual before data consistency.
+    settings
+        configuration, seed, checkpoints, scale, schedule of the priors, network passes per frame.
+    """
+
+    image: Tensor
+    start: Tensor
+    start_seconds: float
+    error_std: Tensor | None
+    maps: Tensor
+    noise_std: float
+    chi: float
+    notes: list[str]
+    log: list[dict[str, float]]
+    settings: dict[str, Any]
 
 
 def reconstruct(
@@ -179,211 +155,224 @@ def reconstruct(
     mask: Tensor,
     global_model: Prior | None = None,
     local_model: Prior | None = None,
-    config=None,
+    config: Any = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    *,
+    maps: Tensor | None = None,
+    noise_samples: Tensor | None = None,
 ) -> Reconstruction:
     """Reconstruct a dynamic scan from its measured samples alone.
 
     Parameters
     ----------
     kspace
-        complex `(frames, height, width)`, orthonormal and centred; values outside `mask` are ignored.
+        complex `(frames, height, width)`, or with coils `(frames, coils, height, width)`; orthonormal and centred.
+        Values outside `mask` are ignored.
     mask
-        boolean, same shape.
+        boolean `(frames, height, width)`.
     global_model, local_model
-        GM and LM, see `load_prior`; default: the shipped checkpoints.
+        GM and LM, see `models.prior.load_prior`; default: the shipped checkpoints.
     config
-        a configuration with `sampling`, `ou` and `data.periodic` (see `configs/default.py`); default:
-        `configs/ve/cpu_demo.py`.
+        a configuration with the parts `data`, `sampling` and `ou` (see `configs/default.py`); default: the cascade with
+        its default settings.
     seed
-        of the sampler's noise and of the samples hidden to find the trust; repeatable on a CPU.
+        of the sampler's noise and of the held-out samples; repeatable on a CPU.
+    maps
+        complex `(coils, height, width)`; default: estimated from the scan.
+    noise_samples
+        complex `(coils, n)` measured without signal, to whiten the coils; default: the coils are taken as white.
 
     Raises
     ------
     InputError
         for a setting that fits neither the scan nor the checkpoints.
     """
-    config = config or get_config()
-    sampling = config.sampling
-    kspace, mask = checked_scan(kspace, mask)
-    if lines_along_rows(mask) is not mask:  # as the priors and the OU know them, and the other way round again
-        turned = reconstruct(kspace.mT, mask.mT, global_model, local_model, config, seed, device)
-        deviation = None if turned.deviation is None else turned.deviation.mT.contiguous()
-        image, start = turned.image.mT.contiguous(), turned.start.mT.contiguous()
-        return replace(turned, image=image, start=start, deviation=deviation)
-    models = {"global": global_model, "local": local_model}
-    check_settings(config, mask)
+    preparing, ou, sampling = stage_settings(config)
+    scan = Scan.from_arrays(kspace, mask, coil_maps=maps, noise_samples=noise_samples)
+    problem = prepare(scan, preparing, device)
+    return reconstruct_problem(problem, (global_model, local_model), ou, sampling, seed)
+
+
+def stage_settings(config: Any) -> tuple[PrepareSettings, OUSettings, SamplingSettings]:
+    """The settings of the stages of a reconstruction; None: their defaults, with the cascade."""
+    if config is None:
+        return PrepareSettings(), OUSettings(), SamplingSettings(sampler="cascade")
+    parts = (PrepareSettings, OUSettings, SamplingSettings)
+    preparing, ou, sampling = (part.from_mapping(config[part.part]) for part in parts)
+    return preparing, ou, sampling
+
+
+def reconstruct_problem(
+    problem: Problem,
+    models: tuple[Prior | None, Prior | None],
+    ou: OUSettings,
+    sampling: SamplingSettings,
+    seed: int = 0,
+) -> Reconstruction:
+    """Reconstruct a prepared scan by GM and LM; None stands for the shipped one. See `reconstruct`."""
+    device = problem.measured.device
+    ou = with_operator(ou, sampling.sampler)
+    OptimizationUnit(ou, seed).check(problem.frames, *problem.model.mask.shape[1:])
+    if sampling.sampler == "cascade":
+        problem.check_for_cascade()
+    priors = _priors_in_order(models, sampling, device)
+    generator = torch.Generator().manual_seed(seed)
+    begun = time.perf_counter()
+    result = _start(problem, ou, sampling, seed)
+    start_seconds = time.perf_counter() - begun
+    unit = OptimizationUnit(result.settings, seed)
+    after_motion = unit.operator == "motion" and ou.after != "never"
+    if after_motion:
+        priors = [prior.after_motion or prior for prior in priors]
+    notes = list(problem.notes)
+    x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
+    extra: dict[str, Any] = {}
+    deviation = None
+    if sampling.sampler == "published":
+        with tqdm(total=sampling.iterations, desc="GLDM (published)") as bar:
+            log = SamplerLog(bar)
+            known = priors[0].network.config
+            sde = VESDE(known["sigma_min"], known["sigma_max"], sampling.num_scales)
+            x = published_cascade(x, A, y, priors, sde, sampling, unit, generator, log)
+        passes = len(log.steps) * len(priors) * (1 + sampling.copies)
+    else:
+        if problem.frames < FEWEST_FRAMES:
+            notes.append(f"{problem.frames} frames are fewer than {FEWEST_FRAMES}: the priors see fewer neighbours")
+        with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
+            log = SamplerLog(bar)
+            without = result.without_held_out
+            if without is None:
+                without = _start_without_held_out(problem, result.settings, sampling, seed)
+            schedule = calibrate(problem, priors, without, after_motion, seed, bar)
+            bar.total = bar.n + len(schedule.steps)
+            x = cascade(x, A, y, priors, schedule.steps, unit, periodic, log)
+            tested = priors if schedule.held_out else []
+            used = [priors[step.prior] for step in schedule.steps] + [priors[-1]] * sampling.samples
+            passes = sum(prior.passes for prior in [*used, *tested])
+            if sampling.samples:
+                left = schedule.remaining_error(priors)
+                last = partial(_denoise, priors[-1], A, periodic)
+                deviation = error_map(x, A, left, last, sampling.samples, generator)
+        extra = {"calibration": asdict(schedule)}
+        notes += [_ou_note(result, ou), _priors_note(schedule, sampling.order)]
+    level = chi(A, x, y, problem.noise_std)
+    notes += _misfit_notes(problem, x, level)
+    settings = {
+        "config": {"sampling": asdict(sampling), "ou": asdict(result.settings), "data": {"periodic": periodic}},
+        "seed": seed,
+        "scale": problem.scale,
+        "checkpoints": [prior.path for prior in priors],
+        "networks": [prior.network.config for prior in priors],
+        **extra,
+        "passes_per_frame": passes,
+    }
+    image, start = problem.finished(x), problem.finished(result.image)
+    error_std = None if deviation is None else problem.finished(deviation)
+    noise_std = problem.noise_std * problem.scale
+    return Reconstruction(
+        image, start, start_seconds, error_std, problem.finished_maps(), noise_std, level, notes, log.steps, settings
+    )  # fmt: skip
+
+
+def _denoise(prior: Prior, model: ForwardModel, periodic: bool, image: Tensor, sigma: float) -> Tensor:
+    return prior.denoise(image, model, sigma, periodic)
+
+
+def _start(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: int) -> OUResult:
+    """What the sampler starts from."""
+    if sampling.sampler == "cascade" and ou.after != "never":
+        return run_optimization_unit(problem, ou, seed)
+    if sampling.sampler == "cascade" or sampling.start == "pseudo_reference":
+        return OUResult(problem.view_sharing(), ou, None)
+    return OUResult(problem.model.adjoint(problem.measured), ou, None)
+
+
+def _start_without_held_out(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: int) -> Tensor:
+    """The start of the cascade without the held-out samples."""
+    kept, held = hold_out(problem.model.mask, seed=seed)
+    return _start(problem.restricted(kept), ou, sampling, seed).image if held.any() else problem.view_sharing()
+
+
+def _priors_in_order(
+    models: tuple[Prior | None, Prior | None], sampling: SamplingSettings, device: torch.device
+) -> list[Prior]:
+    """GM and LM in the order of the cascade, checked against the sampler."""
+    given = dict(zip(("global", "local"), models, strict=True))
     run = (device, sampling.batch_size, sampling.precision, sampling.compile)
-    priors = [models[name] or load_shipped(name, sampling.sampler, *run) for name in sampling.order]
+    priors = [given[name] or load_shipped(name, sampling.sampler, *run) for name in sampling.order]
     for name, prior in zip(sampling.order, priors, strict=True):
         if prior.role not in (None, name):
             raise InputError(f"{prior.path} is the {prior.role} model but is given as the {name} one; exchange them.")
-    check_noise_levels(sampling, priors)
-    scale = scan_scale(kspace, mask)
-    measured = (torch.where(mask, kspace, 0) / scale).to(device)
-    mask = mask.to(device)
-
-    def dc(k: Tensor, prior_std: Tensor) -> Tensor:
-        return data_consistency(k, measured, mask, sampling.noise_std, prior_std)
-
-    generator = torch.Generator().manual_seed(seed)
-    begun, hidden_start = time.perf_counter(), None
-    if config.ou.after == "never":
-        config = with_periodicity(config, measured, mask)
-    else:
-        config, hidden_start = find_settings(config, measured, mask, seed)
-    if sampling.sampler == "published":
-        start = measured
-        if sampling.start == "pseudo_reference":
-            start, _ = pseudo_reference(measured, mask, "nearest", periodic=config.data.periodic)
-    else:
-        start = cascade_start(measured, mask, config, seed)
-    start_image = (ifft2c(start) * scale).cpu()
-    start_seconds = time.perf_counter() - begun
-    adapting = sampling.sampler == "cascade" and (sampling.adapt > 0 or sampling.adapt_steps > 0)
-    unit = OptimizationUnit(config, seed)
-    if unit.operator == "motion" and config.ou.after != "never":
-        priors = [prior.after_motion or prior for prior in priors]
-    settings = {"config": json.loads(config.to_json()), "seed": seed, "scale": scale}
-    settings["checkpoints"] = [prior.path for prior in priors]
-    settings["networks"] = [prior.network.config for prior in priors]
-    with_context = all(prior.context is not None for prior in priors)
-    if adapting:
-        priors, settings["adaptation"] = adapt_priors(measured, mask, priors, config, seed, hidden_start)
-    if with_context and len(mask) < FEWEST_FRAMES:
-        print(f"the scan has {len(mask)} frames, fewer than {FEWEST_FRAMES}: the priors see less around each of them")
-    deviation = None
-    tried = len(priors) * (1 if with_context else len(sampling.trust_levels))
-    total = sampling.iterations if sampling.sampler == "published" else tried
-    with tqdm(total=total, desc=f"GLDM ({sampling.sampler})") as bar:
-        log = SamplerLog(measured, mask, bar)
-        if sampling.sampler == "published":
-            sde = VESDE(sampling.sigma_min, sampling.sigma_max, sampling.num_scales)
-            result = published_cascade(start, dc, unit, priors, sde, sampling, generator, log)
-            passes = len(log.steps) * len(priors) * (1 + sampling.copies)
-        else:
-            trust = find_trust(measured, mask, priors, config, seed, bar, hidden_start)
-            settings["trust"] = asdict(trust)
-            taken = schedule(trust, priors, sampling.steps)
-            bar.total = bar.n + len(taken)
-
-            def denoise(prior: Prior, x: Tensor, sigma: float) -> Tensor:
-                return prior.denoise(x, sigma, mask, config.data.periodic)
-
-            result = few_step_cascade(start, dc, unit, denoise, taken, sampling.churn, generator, log)
-            asked = [*priors] * (1 if with_context else len(sampling.trust_levels)) if trust.hidden else []
-            drawn = [priors[-1]] * sampling.samples
-            passes = sum(prior.passes for prior in [*(step.prior for step in taken), *asked, *drawn])
-            if sampling.samples:
-                left = sampling.error_gain * trust.error
-                for step in taken:
-                    left *= 1 - step.share * (1 - step.prior.remaining)
-                last = partial(denoise, priors[-1])
-                deviation = deviation_map(result, mask, left, last, sampling.samples, generator).cpu() * scale
-    settings["passes_per_frame"] = passes
-    image = (ifft2c(result) * scale).cpu()
-    return Reconstruction(image, start_image, start_seconds, deviation, log.steps, settings)
+    check_priors(sampling, priors)
+    return priors
 
 
-def checked_scan(kspace: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """k-space as complex64 and the mask; raises `InputError` when they are no scan."""
-    if kspace.ndim != 3 or not kspace.is_complex() or len(kspace) < 2:
-        raise InputError(
-            f"k-space is complex (frames, height, width) of 2 frames or more, not {kspace.dtype} {tuple(kspace.shape)}."
-        )
-    if mask.dtype != torch.bool or mask.shape != kspace.shape:
-        raise InputError(
-            f"the mask is boolean and of the shape of the k-space {tuple(kspace.shape)}, not {mask.dtype} "
-            f"{tuple(mask.shape)}; see mri.masks.fit_mask."
-        )
-    if not kspace[mask].isfinite().all() or not mask.flatten(1).any(dim=1).all():
-        raise InputError("every frame needs a measured sample, and no sample may be NaN or infinite; check the scan.")
-    return kspace.to(torch.complex64), mask
-
-
-def check_settings(config, mask: Tensor) -> None:
-    """Raise `InputError` for settings that fit neither each other nor the scan, before any work."""
-    sampling = config.sampling
-    unit = OptimizationUnit(config)
-    for name, known in {"sampler": SAMPLERS, "start": ("zero_filled", "pseudo_reference")}.items():
-        if sampling[name] not in known:
-            raise InputError(f"sampling.{name} '{sampling[name]}' is unknown; choose {' or '.join(known)}.")
-    if not sampling.order or not set(sampling.order) <= set(MODELS):
-        raise InputError(f"sampling.order {tuple(sampling.order)} must name global, local or both.")
-    if not 1 <= sampling.iterations <= sampling.num_scales:
-        raise InputError(
-            f"sampling.iterations must lie between 1 and num_scales = {sampling.num_scales}, "
-            f"not {sampling.iterations}."
-        )
-    check_running(sampling)
-    if min(sampling.copies, sampling.steps) < 1:
-        raise InputError("sampling.copies and sampling.steps must be at least 1.")
-    if not sampling.trust_levels or sampling.error_gain <= 0:
-        raise InputError("sampling.trust_levels must not be empty, and sampling.error_gain must be above 0.")
-    if config.ou.anneal <= 0 or config.ou.noise_floor < 0:
-        raise InputError("ou.anneal must be above 0, and ou.noise_floor 0 or above.")
-    if sampling.adapt < 0 or sampling.adapt_steps < 0:
-        raise InputError("sampling.adapt (--adapt) and sampling.adapt_steps must be 0 or more.")
-    if config.ou.after == "never" and (sampling.adapt or sampling.adapt_steps):
-        raise InputError("sampling.adapt (--adapt) learns what the OU leaves; leave out ou.after=never.")
-    if sampling.samples == 1 or sampling.samples < 0:
-        raise InputError(f"sampling.samples must be 0 or at least 2, not {sampling.samples}.")
-    unit.check(*mask.shape)
-    rows = lines_along_rows(mask)
-    if sampling.sampler == "cascade" and is_lines(rows) and acs_rows(rows).sum() < SMALLEST_ACS:
-        raise InputError(
-            f"the mask has {acs_rows(rows).sum()} ACS lines and the cascade finds its noise level from at least "
-            f"{SMALLEST_ACS}; sample more central lines in every frame, or use --sampler published."
-        )
-
-
-def check_running(sampling) -> None:
-    """Raise `InputError` for a way to run the networks that is none."""
-    if sampling.precision not in PRECISIONS:
-        raise InputError(f"sampling.precision '{sampling.precision}' is unknown; choose {' or '.join(PRECISIONS)}.")
-    if sampling.batch_size < 1:
-        raise InputError(f"sampling.batch_size must be at least 1, not {sampling.batch_size}.")
-
-
-def check_noise_levels(sampling, priors: list[Prior]) -> None:
-    """Raise `InputError` when the sampler would ask a checkpoint for noise levels it was not trained for."""
-    kinds = {(prior.context is None, prior.context is None and prior.weight.data_std) for prior in priors}
-    if len(kinds) > 1:
-        raise InputError(
-            f"{' and '.join(prior.path for prior in priors)} are of different kinds (k-space of one data_std, or "
-            "images with context); give GM and LM of one training."
-        )
+def check_priors(sampling: SamplingSettings, priors: list[Prior]) -> None:
+    """Raise `InputError` for checkpoints of a kind, or of noise levels, that the sampler cannot use."""
     for prior in priors:
         if prior.context is not None and sampling.sampler == "published":
             raise InputError(
                 f"{prior.path} sees images with their neighbours; the published sampler needs a model of weighted "
                 "k-space (training.objective=dsm): use --sampler cascade."
             )
-        if prior.context is not None and sampling.noise_std:
+        if prior.context is None and sampling.sampler == "cascade":
             raise InputError(
-                f"{prior.path} knows the missing samples alone, so the measured ones stay as they are; set "
-                "sampling.noise_std to 0, or give priors of weighted k-space (training.objective=dsm)."
+                f"{prior.path} is a model of weighted k-space (training.objective=dsm or a published checkpoint), "
+                "which only the published sampler uses: add --sampler published."
             )
-        if prior.context is None and (sampling.samples or sampling.adapt or sampling.adapt_steps):
-            raise InputError(
-                "sampling.samples and sampling.adapt (--adapt) need priors with context, as those shipped for "
-                "--sampler cascade are."
-            )
-        if prior.context is not None:
-            continue
-        if sampling.sampler == "published":
-            low, high, fields = sampling.sigma_min, sampling.sigma_max, "sampling.sigma_min and sampling.sigma_max"
-        else:
-            levels = [factor * prior.weight.data_std for factor in sampling.trust_levels]
-            low, high = min(levels), max(levels)
-            fields = "--sampler published, or sampling.trust_levels (units of data_std)"
-        known_low, known_high = prior.network.config["sigma_min"], prior.network.config["sigma_max"]
-        if low < known_low * (1 - 1e-6) or high > known_high * (1 + 1e-6):
-            raise InputError(
-                f"σ from {low:g} to {high:g} leaves the range {known_low:g} to {known_high:g} that {prior.path} "
-                f"was trained for; set {fields} within it."
-            )
+    ranges = {tuple(prior.network.config[name] for name in ("sigma_min", "sigma_max")) for prior in priors}
+    if sampling.sampler == "published" and (len(ranges) > 1 or len({prior.weight.data_std for prior in priors}) > 1):
+        raise InputError(
+            f"{' and '.join(prior.path for prior in priors)} differ in their noise levels or in data_std; give GM "
+            "and LM of one training."
+        )
+    if sampling.sampler == "published" and sampling.samples:
+        raise InputError("sampling.samples, the error map, needs --sampler cascade.")
+
+
+def _ou_note(result: OUResult, ou: OUSettings) -> str:
+    unit = result.settings
+    if ou.after == "never":
+        return "optimization unit: off"
+    if unit.operator == "motion":
+        removed = "" if result.gain is None else f"; held-out error −{result.gain:.0%} against llr"
+        taken = unit.motion_taken or unit.motion_steps
+        return (
+            f"optimization unit: low rank along the motion, patches {unit.motion_patch}×{unit.motion_patch}, {taken} "
+            f"of {unit.motion_steps} steps{removed}"
+        )
+    if ou.operator == "motion":
+        return "optimization unit: llr; low rank along the motion did not lower the held-out error"
+    return f"optimization unit: {unit.operator}"
+
+
+def _priors_note(schedule, order: tuple[str, ...]) -> str:
+    roles = {"global": "GM", "local": "LM"}
+    if not schedule.held_out:
+        return "priors: rejected, because the mask leaves no sample to hold out"
+    if not schedule.steps:
+        return "priors: GM and LM rejected, they do not lower the held-out error"
+    each = ", ".join(
+        f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
+        for name, size in zip(order, schedule.step_sizes, strict=True)
+    )
+    change = schedule.error_after / schedule.error_before - 1
+    return f"priors: {each}; held-out error {f'{100 * change:+.1f}'.replace('-', '−')} %"
+
+
+def _misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
+    """What the residual says of the forward model."""
+    if problem.model.coils == 1:
+        return []
+    notes = [f"residual: χ = {level:.2f} (about 1 or below when maps and noise level fit)"]
+    if misfit(problem.model, image, problem.measured, problem.noise_std):
+        share = problem.model.residual(image, problem.measured)
+        notes.append(
+            f"warning: the residual is {share:.1%} of the data, more than the noise explains; the coil maps or the "
+            "noise level do not fit this scan. Check --maps, or leave it out to estimate them from the scan."
+        )
+    return notes
 
 
 def _mean_norm(x: Tensor) -> Tensor:

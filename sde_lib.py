@@ -20,7 +20,7 @@ class VESDE:
         N, number of discrete levels of the sampler.
     """
 
-    def __init__(self, sigma_min: float, sigma_max: float, num_scales: int) -> None:
+    def __init__(self, sigma_min: float, sigma_max: float, num_scales: int = 1000) -> None:
         if not 0 < sigma_min < sigma_max:
             raise InputError(f"σ must satisfy 0 < sigma_min < sigma_max, not {sigma_min:g} and {sigma_max:g}.")
         if num_scales < 2:

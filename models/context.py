@@ -1,16 +1,16 @@
-"""What a prior sees beside the noisy frame: the frames around it, and what of it was measured, and when."""
+"""Context channels: what a prior sees besides the noisy frame, from other frames and from the measured samples."""
 
 from dataclasses import asdict, dataclass
 
 import torch
 
-from mri.fourier import fft2c, ifft2c
-from mri.interleave import fill_nearest
+from mri.operators import ForwardModel
+from mri.view_sharing import fill_nearest
 from mri.weighting import to_channels
 
 Tensor = torch.Tensor
 
-LIMIT = 10.0  # differences much larger than this many σ say no more than that they are large
+LIMIT = 10.0  # σ; larger differences are compressed towards it
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Context:
     Attributes
     ----------
     offsets
-        neighbouring frames, as differences (neighbour − frame). Beyond the ends of a scan that is not periodic the
-        last frame stands in, so that the difference of the outermost frame to it is 0.
+        neighbouring frames, as differences (neighbour − frame). Beyond the ends of a scan that is not periodic, the
+        outermost frame is repeated.
     mean
         temporal mean of the scan, as difference.
     merge
@@ -29,10 +29,10 @@ class Context:
     own
         the image of the frame's own measured samples.
     near
-        the image of its samples that a neighbour in time measured (and it did not): these are known best of the
-        missing ones. Own, near and the rest add up to the frame.
+        the image of the missing samples that a neighbour in time measured: of all missing samples, these are known
+        best.
 
-    Differences are divided by σ and softly limited to 10: what is to be found is of the size of σ.
+    Differences are divided by σ and softly limited to 10, because the error to be found has the size of σ.
     """
 
     offsets: tuple[int, ...] = ()
@@ -59,50 +59,44 @@ class Context:
     def channels(self) -> int:
         return 2 * len(self.images)
 
-    def __call__(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        sigma: float,
-        periodic: bool = False,
-    ) -> Tensor:
+    def __call__(self, image: Tensor, model: ForwardModel, sigma: float, periodic: bool = False) -> Tensor:
         """Channels of all frames.
 
         Parameters
         ----------
         image
-            complex `(T, height, width)`, data consistent: its k-space on `mask` is the measured one.
-        mask
-            boolean, same shape.
+            complex `(frames, height, width)`, data consistent: A x is what was measured.
+        model
+            A: what of each frame was measured, by which coils.
         sigma
             standard deviation of the image's error per real channel.
 
         Returns
         -------
-        float32 `(T, channels, height, width)`.
+        float32 `(frames, channels, height, width)`.
         """
-        count = len(image)
+        count, mask = len(image), model.mask
         index = torch.arange(count, device=image.device)
-        kspace = fft2c(image) if self.merge or self.own or self.near else image
+        kspace = model.kspace(image) if self.merge or self.own or self.near else image[:, None]
         differences = [image[_at(index + d, count, periodic)] - image for d in self.offsets]
         if self.mean:
             differences.append(image.mean(dim=0) - image)
         if self.merge:
             merged, _ = fill_nearest(kspace, mask, kspace, mask, periodic)
-            differences.append(ifft2c(merged) - image)
+            differences.append(model.combine(merged) - image)
         parts = [_limited(difference / sigma) for difference in differences]
         if self.own:
-            parts.append(ifft2c(torch.where(mask, kspace, 0)))
+            parts.append(model.adjoint(kspace))
         if self.near:
             beside = mask[_at(index - 1, count, periodic)] | mask[_at(index + 1, count, periodic)]
-            parts.append(ifft2c(torch.where(beside & ~mask, kspace, 0)))
+            parts.append(model.combine(torch.where((beside & ~mask)[:, None], kspace, 0)))
         if not parts:
             return torch.zeros(count, 0, *image.shape[1:], device=image.device)
         return torch.cat([to_channels(part) for part in parts], dim=1)
 
 
 def neighbours(count: int, periodic: bool, device: torch.device | str = "cpu") -> Tensor:
-    """Index of the frame before and after each of a scan: `(2, count)`; beyond its ends a frame itself stands in."""
+    """Index of the frame before and after each of a scan: `(2, count)`; beyond the ends the frame itself."""
     index = torch.arange(count, device=device)
     return torch.stack([_at(index - 1, count, periodic), _at(index + 1, count, periodic)])
 

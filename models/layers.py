@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from op.fused import group_norm as fused_group_norm
-from op.fused import join
+from op.fused import residual_add
 from op.upfirdn2d import downsample_padding, fir_kernel, upfirdn2d, upsample_padding
 from utils.errors import InputError
 
@@ -209,7 +209,7 @@ class ResidualBlock(nn.Module):
         h = self.conv_out(self.dropout(normalised(self.norm_out, h, self.act, shift)))
         if self.shortcut is not None:
             x = self.shortcut(x)
-        return join(x, h, self.rescale)
+        return residual_add(x, h, self.rescale)
 
 
 class AttentionBlock(nn.Module):
@@ -229,7 +229,7 @@ class AttentionBlock(nn.Module):
         pixels = normalised(self.norm, x).flatten(2).transpose(1, 2)[:, None]  # (batch, 1 head, H·W, channels)
         h = F.scaled_dot_product_attention(self.query(pixels), self.key(pixels), self.value(pixels))
         h = self.out(h)[:, 0].transpose(1, 2).unflatten(2, x.shape[2:])
-        return join(x, h, self.rescale)
+        return residual_add(x, h, self.rescale)
 
 
 class TemporalBlock(nn.Module):

@@ -158,7 +158,7 @@ def _random_lines(frames: int, height: int, acceleration: int, seed: int) -> Ten
 def _golden_angle_spokes(shape: tuple[int, int, int], acceleration: float, seed: int) -> Tensor:
     """Consecutive golden-angle spokes; as many per frame as come nearest to the acceleration."""
     frames, height, width = shape
-    best, best_error = None, math.inf
+    best, best_error = 1, math.inf
     for spokes in range(1, 4 * max(height, width)):
         mask = _draw_spokes(shape if frames == 1 else (min(frames, 4), height, width), spokes, seed)
         error = abs(mask.double().mean().item() * acceleration - 1)

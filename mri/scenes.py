@@ -17,8 +17,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.masks import make_mask
 from utils.arguments import LARGEST_SEED, integer_between
 from utils.errors import InputError, exit_on_input_error
-from utils.files import refuse_existing
-from utils.pictures import contact_sheet
+from utils.files import atomic_path, refuse_existing
 
 Tensor = torch.Tensor
 
@@ -124,21 +123,21 @@ class SceneAcquisition:
     mask: Tensor  # bool
 
 
-def acquire(image: Tensor, seed: int = 0) -> SceneAcquisition:
+def acquire_scene(image: Tensor, seed: int = 0) -> SceneAcquisition:
     """Measure a scene with a random pattern, acceleration, ACS, order of the lines, and noise.
 
     Patterns are those of `mri.masks`, R from 2 to 12 (at most the number of frames: more would leave lines that no
     frame has) and 0 to 20 ACS lines.
     """
     draw = Draw(seed, image.device)
-    frames, height, _ = image.shape
+    frames, height, width = image.shape
     pattern = draw.choice(("uniform",) * 6 + ("random", "random", "lattice", "radial", "radial"))
     accelerations = (2, 3, 4, 4, 4, 4, 5, 6, 6, 8, 8, 8, 8, 10, 12)
     acceleration = draw.choice([value for value in accelerations if value <= frames] or [1])
     acs = min(draw.choice((2, 4, 6, 8, 8, 8, 8, 12, 16, 20)), height // 4)
     if pattern == "radial":
         acs = 0
-    mask = make_mask(pattern, tuple(image.shape), acceleration, acs, draw.integer(0, 999))
+    mask = make_mask(pattern, (frames, height, width), acceleration, acs, draw.integer(0, 999))
     if pattern in ("uniform", "lattice") and draw.coin(0.25):  # not the sequential order
         order = torch.cat([
             torch.randperm(acceleration, generator=draw.generator) + first
@@ -160,9 +159,14 @@ def _grid(shape: tuple[int, int], device) -> Tensor:
     return torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
 
 
+def _size(grid: Tensor) -> tuple[int, int]:
+    height, width = grid.shape[:2]
+    return height, width
+
+
 def _tissue(draw: Draw, grid: Tensor) -> Tensor:
     """Piecewise-constant regions, ellipses and rings, texture: `(height, width)`, mostly 0 … 1."""
-    shape = tuple(grid.shape[:2])
+    shape = _size(grid)
     field = draw.smooth(shape, draw.log_uniform(3, 14))
     edges = torch.sort(draw.normal(draw.integer(1, 5))).values
     values = torch.rand(len(edges) + 1, generator=draw.generator).to(grid.device) ** draw.uniform(0.7, 2)
@@ -240,14 +244,14 @@ def _background(draw: Draw, grid: Tensor, frames: int, breathing: Tensor, period
     alpha = torch.ones(grid.shape[:2], device=grid.device)
     if draw.coin(0.8):  # the outline of a body
         size = draw.uniform(0.6, 1.1)
-        outline = 1 + draw.uniform(0.02, 0.15) * draw.smooth(tuple(grid.shape[:2]), draw.uniform(3, 7))
+        outline = 1 + draw.uniform(0.02, 0.15) * draw.smooth(_size(grid), draw.uniform(3, 7))
         alpha = (_distance(draw, grid, reach=0.2) < size * outline).to(alpha)
     own = _motion(draw, grid, frames, periodic, whole=False) if draw.coin(0.5) else 0
     return Layer(_tissue(draw, grid), alpha, breathing + own, torch.ones(frames, 1, 1, device=grid.device), None)
 
 
 def _organ(draw: Draw, grid: Tensor, frames: int, breathing: Tensor, periodic: bool) -> Layer:
-    shape = tuple(grid.shape[:2])
+    shape = _size(grid)
     centre = torch.tensor([draw.uniform(-0.55, 0.55), draw.uniform(-0.55, 0.55)])
     radius, oval = draw.log_uniform(0.1, 0.5), draw.log_uniform(0.6, 1.6) ** 0.5
     offset = (grid - centre.to(grid.device)) * torch.tensor([oval, 1 / oval], device=grid.device)
@@ -312,13 +316,36 @@ def _cut(image: Tensor, height: int, width: int) -> Tensor:
 # ---------------------------------------------------------------------------------------- command line
 
 
+def contact_sheet(path: Path, scans: list, columns: int = 8) -> None:
+    """PNG of many scans: of each its first frame, its frame half way, and its middle row over time.
+
+    Parameters
+    ----------
+    scans
+        magnitudes `(frames, height, width)` of one shape, a multiple of `columns` of them.
+    """
+    import imageio.v3 as imageio
+    import numpy as np
+
+    tiles = []
+    for image in scans:
+        frames, height, width = image.shape
+        course = np.repeat(image[:, height // 2], max(1, height // (2 * frames)), axis=0)
+        tile = np.concatenate([image[0], image[frames // 2], course]) / max(np.percentile(image, 99.5), 1e-12)
+        tiles.append(np.pad(tile, ((0, 4), (0, 4)), constant_values=1))
+    rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
+    sheet = np.round(255 * np.clip(np.concatenate(rows), 0, 1)).astype(np.uint8)
+    with atomic_path(path) as temporary:
+        imageio.imwrite(temporary, sheet)
+
+
 def main() -> None:
     """Draw a page of scenes, each with its motion over time, into a PNG."""
     parser = argparse.ArgumentParser(description="Draw a page of synthetic scenes.")
-    seed = integer_between(0, LARGEST_SEED)
+    any_seed = integer_between(0, LARGEST_SEED)
     parser.add_argument("--size", type=integer_between(SMALLEST, 4096), default=96, help="pixels, even")
     parser.add_argument("--frames", type=integer_between(1, 1024), default=16)
-    parser.add_argument("--seed", type=seed, default=0, help="of the first of the 24 scenes")
+    parser.add_argument("--seed", type=any_seed, default=0, help="of the first of the 24 scenes")
     parser.add_argument("--out", required=True, help="PNG file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it is there")
     flags = parser.parse_args()

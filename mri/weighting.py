@@ -68,8 +68,8 @@ class KspaceWeight:
         return asdict(self)
 
 
-# hidden samples are compared through it: errors near DC, which is never missing, would else decide
-DISTANCE_TO_DC = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
+# weight of errors at held-out samples: without it, errors near DC, which is never missing, would dominate
+RAMP_FILTER = KspaceWeight(power=1.0, gain=1.0, data_std=1.0)
 
 
 def to_channels(kspace: Tensor) -> Tensor:

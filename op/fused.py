@@ -51,7 +51,7 @@ def group_norm(
     return F.silu(x) if silu else x
 
 
-def join(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
+def residual_add(x: Tensor, h: Tensor, rescale: bool) -> Tensor:
     """x + h, divided by √2 if `rescale`, which keeps the variance; both `(batch, channels, height, width)`."""
     if dispatch.use_triton(x) and h.dtype in dispatch.TYPES and x.shape == h.shape:
         x = dispatch.dense(x)

@@ -11,6 +11,15 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).parents[1]
+# flags of a configuration that trains and samples in seconds
+TINY = (
+    "--config.model.image_size=64 --config.data.frames=4 --config.data.phantoms=2 --config.model.nf=8 "
+    "--config.model.ch_mult=(1,2) --config.model.num_res_blocks=1 --config.training.batch_size=2 "
+    "--config.training.n_iters=6 --config.training.log_freq=2 "
+    "--config.training.snapshot_freq=4 --config.training.snapshot_freq_for_preemption=2 "
+    "--config.sampling.num_scales=8 --config.sampling.iterations=2 --config.ou.rank=12 --config.ou.window=4 "
+    "--config.ou.motion_patches=(4,) --config.ou.motion_steps=5"
+).split()
 
 # The server has imported what the scripts import, and does nothing else; each script gets a fork of it of its own.
 _fork = multiprocessing.get_context("forkserver")
@@ -41,3 +50,16 @@ def _run(script: str, arguments: list[str], cwd: str, stdout: Path, stderr: Path
     sys.path.insert(0, str(ROOT))
     sys.argv = [str(ROOT / script), *arguments]
     runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def assert_one_sentence(done: subprocess.CompletedProcess, words: str) -> None:
+    """A command that failed said one sentence, which holds these words, and no traceback."""
+    assert done.returncode != 0
+    assert words in done.stderr, done.stderr
+    last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(last) == 1 and "Traceback" not in done.stderr
+
+
+def names(folder) -> set[str]:
+    """Names of the files in a folder."""
+    return {path.name for path in Path(folder).iterdir()}

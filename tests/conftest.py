@@ -13,8 +13,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: on
     torch.set_num_threads(1)
 
 from configs.default import get_default_configs
-from models import create_model
 from models.checkpoint import save_model
+from models.context import Context
+from models.ncsnpp import NCSNpp
+from mri.fourier import fft2c
+from mri.masks import make_mask
+from mri.phantom import make_phantom
+from mri.scan import Reference, Scan, Source
 from mri.weighting import KspaceWeight
 
 SHARED = Path(os.environ.get("GLDM_SHARED", Path(__file__).parents[2] / "shared"))
@@ -36,11 +41,11 @@ def shared_file():
 def tiny_config():
     """A configuration that trains and samples in seconds: 64×64×4, a network of 60 thousand parameters."""
     config = get_default_configs()
-    config.data.image_size, config.data.frames, config.data.phantoms = 64, 4, 2
+    config.model.image_size, config.data.frames, config.data.phantoms = 64, 4, 2
     config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1, 2), 1
     config.model.attn_resolutions = ()
     config.training.batch_size, config.training.n_iters = 2, 6
-    config.training.log_freq, config.training.image_freq = 2, 3
+    config.training.log_freq = 2
     config.training.snapshot_freq, config.training.snapshot_freq_for_preemption = 4, 2
     config.optim.warmup = 2
     config.sampling.num_scales, config.sampling.iterations = 8, 2
@@ -54,14 +59,43 @@ def tiny():
     return tiny_config()
 
 
+def tiny_network(seed: int = 0, **fields) -> NCSNpp:
+    """An untrained network that does something: its last layers are not zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        known = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (), "init_scale": 1.0}
+        return NCSNpp(image_size=64, centered=True, **{**known, **fields})
+
+
 @pytest.fixture(scope="session")
 def priors(tmp_path_factory):
-    """Paths of an untrained GM and LM that do something: a network whose last layers are not zero."""
+    """Paths of an untrained GM and LM of the published kind (weighted k-space)."""
     folder, paths = tmp_path_factory.mktemp("priors"), []
     for seed, name in enumerate(("global", "local")):
-        config = tiny_config()
-        config.seed, config.model.init_scale = seed, 1.0
         paths.append(folder / f"{name}.safetensors")
         weight = KspaceWeight(power=1.0, gain=0.2, data_std=0.5)
-        save_model(create_model(config), paths[-1], weight=weight.to_dict())
+        save_model(tiny_network(seed), paths[-1], weight=weight.to_dict())
     return paths
+
+
+@pytest.fixture(scope="session")
+def context_priors(tmp_path_factory):
+    """Paths of an untrained GM and LM with context, as the cascade uses them."""
+    folder, paths = tmp_path_factory.mktemp("context_priors"), []
+    for seed, (name, offsets) in enumerate((("global", (-2, -1, 1, 2)), ("local", (-1, 1)))):
+        context = Context(offsets, mean=name == "global", merge=True, own=True, near=True)
+        network = tiny_network(seed, in_channels=2 + context.channels, temporal=True, sigma_min=1e-4, sigma_max=1.0)
+        paths.append(folder / f"{name}.safetensors")
+        metadata = {"weight": KspaceWeight(0.0, 1.0, 1.0).to_dict(), "context": context.to_dict(), "loss": [0.9]}
+        save_model(network, paths[-1], prior=name, **metadata)
+    return paths
+
+
+def simple_scan(
+    frames: int = 4, size: int = 64, pattern: str = "uniform", acceleration: float = 4, acs: int = 8, seed: int = 0
+) -> tuple[Scan, Reference]:
+    """The simple phantom, one coil without noise, under-sampled; and the truth."""
+    image = make_phantom(frames, size, seed)
+    mask = make_mask(pattern, tuple(image.shape), acceleration, acs)
+    scan = Scan.from_arrays(fft2c(image), mask, source=Source(f"phantom{seed}", f"phantom {seed}"))
+    return scan, Reference(image=image)

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -16,31 +15,24 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from configs.ve.cpu_demo import get_config
-from datasets import acquisition_from_file, embedded_acquisition
 from models.checkpoint import load_model, save_model
 from models.ncsnpp import NCSNpp
+from models.prior import load_prior, shipped
 from mri.fourier import fft2c, ifft2c
+from mri.intake import DataSettings, Intake, scan_from_file
 from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
 from op.dispatch import forced
-from optimization_unit import optimization_unit_alone
-from priors import MODELS, load_prior, shipped
-from run_lib import what_the_priors_did
-from sampling import reconstruct
-from tests.commands import ROOT, command
+from reconstruction.prepare import prepare
+from reconstruction.settings import MODELS, OUSettings, SamplingSettings
+from report.results import METRICS
+from sampling import reconstruct_problem
+from tests.commands import ROOT, TINY, assert_one_sentence, command, names
+from tests.conftest import simple_scan
 from utils.errors import InputError
 
-TINY = (
-    "--config.data.image_size=64 --config.data.frames=4 --config.data.phantoms=2 --config.model.nf=8 "
-    "--config.model.ch_mult=(1,2) --config.model.num_res_blocks=1 --config.training.batch_size=2 "
-    "--config.training.n_iters=6 --config.training.log_freq=2 --config.training.image_freq=3 "
-    "--config.training.snapshot_freq=4 --config.training.snapshot_freq_for_preemption=2 "
-    "--config.sampling.num_scales=8 --config.sampling.iterations=2 --config.ou.rank=12 --config.ou.window=4 "
-    "--config.ou.motion_patches=(4,) --config.ou.motion_steps=5"
-).split()
 PICTURES = {"montage.png", "xt_profile.png", "cine.gif"}
 ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", *PICTURES}
 
@@ -48,10 +40,6 @@ ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", *PICTURES}
 def demo(*arguments, cwd, priors, succeeds=True):
     checkpoints = ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1]]
     return command("PCsampling_demo_svd.py", *TINY, *checkpoints, *arguments, cwd=cwd, succeeds=succeeds)
-
-
-def names(folder):
-    return {path.name for path in Path(folder).iterdir()}
 
 
 @pytest.fixture
@@ -65,49 +53,51 @@ def magnitude(tmp_path):
 # ---------------------------------------------------------------------------------------- reconstruction
 
 
-def test_magnitude_scan_end_to_end(magnitude, tmp_path, priors):
-    done = demo("--data", magnitude, "--acceleration", 4, "--out", tmp_path / "out", cwd=tmp_path, priors=priors)
+def test_magnitude_scan_end_to_end(magnitude, tmp_path, context_priors):
+    flags = ["--data", magnitude, "--acceleration", 4, "--out", tmp_path / "out"]
+    done = demo(*flags, cwd=tmp_path, priors=context_priors)
     out = tmp_path / "out"
     assert names(out) == ALWAYS | {"metrics.csv", "metrics_common_scale.csv"}
     rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["method", "psnr", "ssim", "mse_e4", "nmse", "seconds"]
+    assert list(rows[0]) == list(METRICS)
     assert [row["method"] for row in rows] == ["zero_filled", "global_merge", "nearest_merge", "ou_only", "gldm"]
     image = np.load(out / "reconstruction.npy")
     assert image.shape == (4, 64, 64) and image.dtype == np.complex64
     assert np.array_equal(scipy.io.loadmat(out / "reconstruction.mat")["image"], image)
     record = json.loads((out / "config.json").read_text())
-    assert record["config"]["mask"]["acceleration"] == 4 and len(record["request"]["scan_sha256"]) == 64
-    assert 0 < record["passes_per_frame"] <= 40 and all(0 <= alpha <= 1 for alpha in record["trust"]["alphas"])
+    assert record["request"]["mask"]["acceleration"] == 4 and len(record["request"]["scan_sha256"]) == 64
+    assert all(0 <= size <= 1 for size in record["calibration"]["step_sizes"])
+    assert record["noise_std"] >= 0 and record["notes"]
     for name in ("metrics.csv", *PICTURES):
         assert str(out / name) in done.stdout
 
 
-def test_result_does_not_depend_on_the_reference(magnitude, tmp_path, priors):
+def test_result_does_not_depend_on_the_reference(magnitude, tmp_path, context_priors):
     other = tmp_path / "other.mat"
     scipy.io.savemat(other, {"image": make_phantom(4, 64, 5).abs().permute(1, 2, 0).numpy()})
     runs = {"own": [], "none": ["--no_reference"], "other": ["--reference", other]}
     for name, flags in runs.items():
-        demo("--data", magnitude, "--out", tmp_path / name, *flags, cwd=tmp_path, priors=priors)
+        demo("--data", magnitude, "--out", tmp_path / name, *flags, cwd=tmp_path, priors=context_priors)
     images = {name: (tmp_path / name / "reconstruction.npy").read_bytes() for name in runs}
     assert images["own"] == images["none"] == images["other"]
     assert not (tmp_path / "none" / "metrics.csv").exists()
     scores = {name: (tmp_path / name / "metrics.csv").read_text() for name in ("own", "other")}
     assert scores["own"] != scores["other"]
     again = ["--data", magnitude, "--out", tmp_path / "own", "--overwrite", "--no_reference"]
-    demo(*again, cwd=tmp_path, priors=priors)
+    demo(*again, cwd=tmp_path, priors=context_priors)
     assert names(tmp_path / "own") == ALWAYS
 
 
-def test_undersampled_kspace_with_a_reference_file(tmp_path, priors):
+def test_undersampled_kspace_with_a_reference_file(tmp_path, context_priors):
     image = make_phantom(4, 64, 0)
     mask = make_mask("random", (4, 64, 64), 3, 6)
     np.save(tmp_path / "y.npy", torch.where(mask, fft2c(image), 0).numpy())
     np.save(tmp_path / "truth.npy", image.numpy())
     flags = ["--data", "y.npy", "--key", "kspace"]
-    done = demo(*flags, "--reference", "truth.npy", cwd=tmp_path, priors=priors)
+    done = demo(*flags, "--reference", "truth.npy", cwd=tmp_path, priors=context_priors)
     assert "under-sampled as measured, mask found from its zeros" in done.stdout
     assert names(tmp_path / "result" / "0000") >= {"metrics.csv"}
-    demo(*flags, cwd=tmp_path, priors=priors)
+    demo(*flags, cwd=tmp_path, priors=context_priors)
     assert names(tmp_path / "result" / "0001") == ALWAYS
 
 
@@ -121,31 +111,24 @@ def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path, frames, patt
     sampled = torch.where(mask, fft2c(image), 0)
     np.save(tmp_path / "scan.npy", fft2c(ifft2c(sampled)).numpy())
     np.save(tmp_path / "full.npy", fft2c(image).numpy())
-    config = get_config()
-    config.data.key = "kspace"
-    scan = acquisition_from_file(config, tmp_path / "scan.npy")
-    assert torch.equal(scan.mask, mask) and scan.reference is None
-    assert "mask found from its values below 2e-07 of its largest" in scan.found
-    full = acquisition_from_file(config, tmp_path / "full.npy")
-    assert full.reference is not None and "under-sampled here by uniform R=4 with 8 ACS lines" in full.found
+    intake = Intake(DataSettings(key="kspace"))
+    scan, reference = scan_from_file(intake, tmp_path / "scan.npy")
+    assert torch.equal(scan.mask, mask) and reference is None
+    assert "mask found from its values below 2e-07 of its largest" in scan.source.found
+    full, reference = scan_from_file(intake, tmp_path / "full.npy")
+    assert reference is not None and "under-sampled here by uniform R=4 with 8 ACS lines" in full.source.found
 
 
-def test_what_the_priors_did_is_said():
-    trust = {"hidden": 9, "sigma": 0.1, "alphas": (0.43, 0.0), "error_before": 2.0, "error_after": 1.9}
-    told = what_the_priors_did(trust, MODELS)
-    assert "GM followed by α = 0.43, LM left out" in told and "leave 0.950 of the error" in told
-    assert "followed together by α = 0.50" in what_the_priors_did({**trust, "alphas": (0.5,)}, MODELS)
-    assert "no better" in what_the_priors_did({**trust, "sigma": 0.0}, MODELS)
-    assert "no sample to hide" in what_the_priors_did({**trust, "hidden": 0}, MODELS)
-
-
-def test_shipped_checkpoints_and_default_scan(tmp_path):
-    done = command(
-        "PCsampling_demo_svd.py", "--config.sampling.iterations=1", "--frames=3", "--size=64", "--out=out", cwd=tmp_path
-    )
-    assert "embedded phantom 0: 3 frames of 64×64" in done.stdout and "gldm" in done.stdout
-    assert "the optimization unit follows the motion: patches of" in done.stdout
-    assert names(tmp_path / "out") >= ALWAYS
+def test_shipped_checkpoints_and_the_embedded_heart(tmp_path):
+    done = command("PCsampling_demo_svd.py", "--frames=5", "--size=64", "--out=out", cwd=tmp_path)
+    assert "embedded heart 0: 5 frames of 8 coils, 64×64" in done.stdout and "gldm" in done.stdout
+    assert "virtual coils" in done.stdout and "coil maps: Walsh" in done.stdout and "SNR" in done.stdout
+    assert "optimization unit:" in done.stdout and "priors:" in done.stdout and "χ =" in done.stdout
+    assert names(tmp_path / "out") >= ALWAYS | {"coil_maps.npy", "metrics.csv"}
+    maps = np.load(tmp_path / "out" / "coil_maps.npy")
+    assert maps.ndim == 3 and np.allclose((np.abs(maps) ** 2).sum(0), 1, atol=1e-4)
+    record = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert record["noise_std"] == pytest.approx(0.01, rel=0.05) and 0 < record["chi"] < 2
 
 
 def test_shipped_checkpoints_say_how_they_were_made():
@@ -166,14 +149,12 @@ def test_shipped_checkpoints_say_how_they_were_made():
 
 def test_shipped_priors_improve_on_the_optimization_unit():
     """On a heart they have not seen, by more than chance, after the OU that they were trained on."""
-    config = get_config()
-    config.ou.operator = "llr"
-    scan = embedded_acquisition(config, 0)
-    result = reconstruct(scan.kspace, scan.mask, config=config)
-    before = evaluate(optimization_unit_alone(scan.kspace, scan.mask, config), scan.reference)
-    after = evaluate(result.image, scan.reference)
-    assert result.settings["trust"]["alphas"][0] > 0.5 and result.settings["passes_per_frame"] <= 40
-    assert after["psnr"] > before["psnr"] + 0.2 and after["psnr_common"] > before["psnr_common"] + 0.4
+    scan, reference = simple_scan(16, 96)
+    sampling = SamplingSettings(sampler="cascade")
+    result = reconstruct_problem(prepare(scan), (None, None), OUSettings(operator="llr"), sampling)
+    before, after = evaluate(result.start, reference.image), evaluate(result.image, reference.image)
+    assert result.settings["calibration"]["step_sizes"][0] > 0.5 and result.settings["passes_per_frame"] <= 40
+    assert after["psnr"] > before["psnr"] + 0.2 and after["psnr_common"] > before["psnr_common"] + 0.3
     assert after["nmse"] < 0.95 * before["nmse"]
 
 
@@ -219,13 +200,6 @@ def test_train_resume_evaluate(tmp_path, magnitude):
 # --------------------------------------------------------------------------------------------- bad input
 
 
-def assert_one_sentence(done, words):
-    assert done.returncode != 0
-    assert words in done.stderr, done.stderr
-    last = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(last) == 1 and "Traceback" not in done.stderr
-
-
 def array():
     return make_phantom(4, 64, 0).numpy()
 
@@ -256,21 +230,21 @@ BAD_ARRAYS = {
 
 
 @pytest.mark.parametrize("case", BAD_ARRAYS)
-def test_bad_arrays(case, tmp_path, priors):
+def test_bad_arrays(case, tmp_path, context_priors):
     make, flags, words = BAD_ARRAYS[case]
     np.save(tmp_path / "scan.npy", make())
-    done = demo("--data", "scan.npy", *flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo("--data", "scan.npy", *flags, "--out", "out", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, words)
     assert not (tmp_path / "out").exists()
 
 
-def test_dc_in_the_corner_can_be_said(tmp_path, priors):
+def test_dc_in_the_corner_can_be_said(tmp_path, context_priors):
     np.save(tmp_path / "scan.npy", torch.fft.fft2(make_phantom(4, 64, 0)).numpy().astype(np.complex64))
-    demo("--data", "scan.npy", "--key", "kspace", "--dc", "corner", "--out", "out", cwd=tmp_path, priors=priors)
+    demo("--data", "scan.npy", "--key", "kspace", "--dc", "corner", "--out", "out", cwd=tmp_path, priors=context_priors)
 
 
 @pytest.mark.parametrize("case", ["shape", "empty frame", "does not match"])
-def test_bad_masks(case, tmp_path, priors):
+def test_bad_masks(case, tmp_path, context_priors):
     image = make_phantom(4, 64, 0)
     mask = make_mask("uniform", (4, 64, 64), 4, 8)
     np.save(tmp_path / "scan.npy", torch.where(mask, fft2c(image), 0).numpy())
@@ -283,7 +257,7 @@ def test_bad_masks(case, tmp_path, priors):
     else:
         flags = _mask_file(tmp_path, make_mask("uniform", (4, 64, 64), 4, 8, seed=1))
     data = ["--data", "scan.npy", "--key", "kspace", "--out", "out"]
-    done = demo(*data, *flags, cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo(*data, *flags, cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, "mask.npy")
     assert not (tmp_path / "out").exists()
 
@@ -312,10 +286,10 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_files(case, tmp_path, priors):
+def test_bad_files(case, tmp_path, context_priors):
     name, write, flags, words = BAD_FILES[case]
     write(tmp_path / name)
-    done = demo("--data", name, *flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo("--data", name, *flags, "--out", "out", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, words)
     assert name in done.stderr and not (tmp_path / "out").exists()
 
@@ -358,61 +332,61 @@ def test_bad_checkpoints(case, tmp_path, priors):
         load_prior(tmp_path / name)
 
 
-def test_checkpoint_of_another_architecture(tmp_path, priors, magnitude):
-    _four_channels(tmp_path / "other.safetensors", priors[0])
+def test_checkpoint_of_another_architecture(tmp_path, context_priors, magnitude):
+    _four_channels(tmp_path / "other.safetensors", context_priors[0])
     flags = ["--data", magnitude, "--out", "out", "--checkpoint_local", "other.safetensors"]
-    done = demo(*flags, cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo(*flags, cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, "other.safetensors")
     assert not (tmp_path / "out").exists()
 
 
-def test_results_are_not_overwritten(tmp_path, priors, magnitude):
+def test_results_are_not_overwritten(tmp_path, context_priors, magnitude):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
     flags = ["--data", magnitude, "--out", "out"]
-    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "--overwrite")
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=context_priors, succeeds=False), "--overwrite")
     assert names(tmp_path / "out") == {"mine.txt"}
-    demo(*flags, "--overwrite", cwd=tmp_path, priors=priors)
+    demo(*flags, "--overwrite", cwd=tmp_path, priors=context_priors)
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
 
 
 @pytest.mark.parametrize("flag,value", [("--frames", 0), ("--size", -4), ("--seed", -1), ("--seed", 2**70)])
-def test_numbers_out_of_range(flag, value, tmp_path, priors, magnitude):
-    done = demo("--data", magnitude, flag, value, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+def test_numbers_out_of_range(flag, value, tmp_path, context_priors, magnitude):
+    done = demo("--data", magnitude, flag, value, "--out", "out", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert done.returncode != 0 and "Traceback" not in done.stderr and flag.strip("-") in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_reference_of_another_shape(tmp_path, priors, magnitude):
+def test_reference_of_another_shape(tmp_path, context_priors, magnitude):
     np.save(tmp_path / "truth.npy", array()[:3])
-    flags = ["--data", magnitude, "--reference", "truth.npy", "--out", "out"]
-    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "truth.npy")
+    flags = ["--data", magnitude, "--frames", 4, "--reference", "truth.npy", "--out", "out"]
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=context_priors, succeeds=False), "truth.npy")
     assert not (tmp_path / "out").exists()
 
 
-def test_reference_may_be_kspace_and_is_cut_as_the_scan_is(tmp_path, priors, magnitude):
+def test_reference_may_be_kspace_and_is_cut_as_the_scan_is(tmp_path, context_priors, magnitude):
     image = make_phantom(6, 64, 0)
     np.save(tmp_path / "images.npy", image.numpy())
     np.savez(tmp_path / "full.npz", kspace=fft2c(image).numpy(), other=np.zeros((6, 64, 64), np.float32))
     flags = ["--data", "images.npy", "--key", "image", "--frames", 4, "--size", 48]
     for name, reference in (("own", []), ("file", ["--reference", "full.npz", "--reference_key", "kspace"])):
-        demo(*flags, *reference, "--out", name, cwd=tmp_path, priors=priors)
+        demo(*flags, *reference, "--out", name, cwd=tmp_path, priors=context_priors)
     psnr = [np.loadtxt(tmp_path / n / "metrics.csv", delimiter=",", skiprows=1, usecols=1) for n in ("own", "file")]
     assert np.allclose(*psnr, atol=1e-3)
     sampled = torch.where(make_mask("uniform", (6, 64, 64), 4, 8), fft2c(image), 0)
     np.save(tmp_path / "part.npy", sampled.numpy())
-    done = demo(*flags, "--reference", "part.npy", "--out", "part", cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo(*flags, "--reference", "part.npy", "--out", "part", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, "part.npy is under-sampled")
 
 
-def test_mask_file_of_several_arrays_cut_as_the_scan_is(tmp_path, priors):
+def test_mask_file_of_several_arrays_cut_as_the_scan_is(tmp_path, context_priors):
     image, mask = make_phantom(6, 64, 0), make_mask("uniform", (6, 64, 64), 4, 8)
     np.savez(tmp_path / "masks.npz", first=mask.numpy(), second=make_mask("random", (6, 64, 64), 2, 8).numpy())
     np.save(tmp_path / "scan.npy", image.numpy())
     flags = ["--data", "scan.npy", "--key", "image", "--mask", "masks.npz", "--size", 48, "--frames", 4]
-    done = demo(*flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo(*flags, "--out", "out", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, "--mask_key")
-    demo(*flags, "--mask_key", "first", "--out", "out", cwd=tmp_path, priors=priors)
+    demo(*flags, "--mask_key", "first", "--out", "out", cwd=tmp_path, priors=context_priors)
     kspace = fft2c(torch.from_numpy(np.load(tmp_path / "out" / "reconstruction.npy")))
     truth = fft2c(image)[:4, 8:56, 8:56] * (48 / 64)
     kept = mask[:4, 8:56, 8:56]
@@ -420,11 +394,11 @@ def test_mask_file_of_several_arrays_cut_as_the_scan_is(tmp_path, priors):
     assert not torch.allclose(kspace[~kept], truth[~kept], atol=1e-3)
 
 
-def test_mask_flags_for_undersampled_kspace(tmp_path, priors):
+def test_mask_flags_for_undersampled_kspace(tmp_path, context_priors):
     kspace = torch.where(make_mask("uniform", (4, 64, 64), 4, 8), fft2c(make_phantom(4, 64, 0)), 0)
     np.save(tmp_path / "scan.npy", kspace.numpy())
     flags = ["--data", "scan.npy", "--key", "kspace", "--acceleration", 8, "--out", "out"]
-    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "--acceleration")
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=context_priors, succeeds=False), "--acceleration")
     assert not (tmp_path / "out").exists()
 
 
@@ -460,10 +434,10 @@ def test_configurations_that_cannot_be_used(flag, words, tmp_path):
     assert not list(tmp_path.glob("exp/*/*.safetensors"))
 
 
-def test_results_folder_that_is_a_file(tmp_path, priors, magnitude):
+def test_results_folder_that_is_a_file(tmp_path, context_priors, magnitude):
     (tmp_path / "out").write_text("words")
     flags = ["--data", magnitude, "--out", "out/here"]
-    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=priors, succeeds=False), "is a file")
+    assert_one_sentence(demo(*flags, cwd=tmp_path, priors=context_priors, succeeds=False), "is a file")
 
 
 def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
@@ -497,7 +471,7 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     assert_one_sentence(done, "another architecture")
 
 
-def test_priors_with_context_reconstruct(tmp_path, priors, magnitude):
+def test_priors_with_context_reconstruct(tmp_path, context_priors, magnitude):
     flags = ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.n_iters=2"]
     command("main.py", *TINY, *flags, cwd=tmp_path)
     own = [tmp_path / "exp" / name / "model.safetensors" for name in ("global", "local")]
@@ -516,30 +490,41 @@ def test_priors_with_context_reconstruct(tmp_path, priors, magnitude):
 
 
 def test_priors_learn_from_scans_that_nobody_has_the_rest_of(tmp_path):
-    """`measured` sees what a scanner gives: under-sampled k-space, of two scans of one size."""
+    """`self_supervised` sees what a scanner gives: under-sampled k-space, of two scans of one size."""
     (tmp_path / "scans").mkdir()
     for seed in (1, 2):
         kspace = fft2c(make_phantom(5, 64, seed))
         mask = make_mask("uniform", tuple(kspace.shape), 3, 8, seed)
         np.save(tmp_path / "scans" / f"{seed}.npy", torch.where(mask, kspace, 0).to(torch.complex64).numpy())
-    flags = [*TINY, "--config.training.objective=measured", "--config.training.hidings=2", "--config.data.path=scans"]
+    flags = [*TINY, "--config.training.objective=self_supervised", "--config.training.splits=2"]
+    flags += ["--config.data.path=scans"]
     flags += ["--config.data.key=kspace", "--config.sampling.sampler=cascade", "--config.ou.llr_iterations=5"]
     command("main.py", *flags, cwd=tmp_path)
     prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
     assert prior.context is not None and 0 < prior.remaining < 1.1
     assert prior.weight.power == 0
     data = sorted(names(tmp_path / "exp" / "data"))
-    assert len(data) == 2 and data[0].startswith("measured_2_") and "_after_" in data[1]
+    assert len(data) == 2 and data[0].startswith("self_supervised_2_") and "_after_" in data[1]
     own = [tmp_path / "exp" / name / "model.safetensors" for name in MODELS]
-    cascade = ["--sampler", "cascade", "--data", "scans/1.npy", "--key", "kspace"]
-    demo(*cascade, "--adapt", 3, "--out", "out", cwd=tmp_path, priors=own)
-    record = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert record["config"]["sampling"]["adapt"] == 3 and len(record["adaptation"]) == 2
+    demo("--data", "scans/1.npy", "--key", "kspace", "--out", "out", cwd=tmp_path, priors=own)
+    assert names(tmp_path / "out") == ALWAYS
 
 
-def test_adaptation_of_priors_without_context(tmp_path, priors, magnitude):
-    done = demo("--data", magnitude, "--adapt", 5, "--out", "no", cwd=tmp_path, priors=priors, succeeds=False)
-    assert_one_sentence(done, "need priors with context")
+def test_removed_flags_and_renamed_fields(tmp_path, context_priors, magnitude):
+    flags = ["--data", magnitude, "--out", "out"]
+    done = demo(*flags, "--adapt", 5, cwd=tmp_path, priors=context_priors, succeeds=False)
+    assert_one_sentence(done, "--adapt was removed: adaptation to one scan never gained")
+    done = demo(*flags, "--config.ou.hard=True", cwd=tmp_path, priors=context_priors, succeeds=False)
+    assert_one_sentence(done, "config.ou.hard was removed")
+    done = demo(*flags, "--config.data.scan_size=48", cwd=tmp_path, priors=context_priors)
+    assert done.stderr.count("warning: --config.data.scan_size is now --config.data.size") == 1
+    assert np.load(tmp_path / "out" / "reconstruction.npy").shape == (4, 48, 48)
+
+
+def test_priors_of_the_other_kind_are_refused(tmp_path, priors, magnitude):
+    done = demo("--data", magnitude, "--out", "no", cwd=tmp_path, priors=priors, succeeds=False)
+    assert_one_sentence(done, "add --sampler published")
+    demo("--data", magnitude, "--out", "yes", "--sampler", "published", cwd=tmp_path, priors=priors)
 
 
 def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
@@ -561,8 +546,8 @@ def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     done = command("main.py", *more, cwd=tmp_path)
     assert f"at step {state['step']}" in done.stdout
     assert not list(tmp_path.rglob(".checkpoint*"))  # no temporary file stays
-    other = [*more, "--config.training.max_gain=1.5"]
-    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "another training (max_gain)")
+    other = [*more, "--config.training.batch_size=4"]
+    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "another training (batch_size)")
     cosine = command("main.py", *more, "--config.optim.schedule=cosine", cwd=tmp_path, succeeds=False)
     assert_one_sentence(cosine, "another")
 
@@ -582,8 +567,8 @@ def test_a_cosine_schedule_is_not_prolonged(tmp_path):
         (["--mask_key", "mask"], "without --mask"),
     ],
 )
-def test_flags_that_cannot_apply(flags, words, tmp_path, priors, magnitude):
-    done = demo("--data", magnitude, *flags, "--out", "out", cwd=tmp_path, priors=priors, succeeds=False)
+def test_flags_that_cannot_apply(flags, words, tmp_path, context_priors, magnitude):
+    done = demo("--data", magnitude, *flags, "--out", "out", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, words)
 
 

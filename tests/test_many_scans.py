@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,17 +15,27 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import scan_files
-from many_scans import _claim
 from mri.fourier import fft2c
+from mri.intake import scan_files
 from mri.masks import make_mask
 from mri.phantom import make_phantom
-from tests.test_commands import ROOT, TINY, assert_one_sentence, demo, names
-from tests.test_training import free_port
+from run_lib import _claim
+from tests.commands import ROOT, TINY, assert_one_sentence, command, names
 from utils.errors import InputError
 from utils.files import atomic_folder
 
 SAMPLER = ["--sampler", "published"]
+
+
+def demo(*arguments, cwd, priors, succeeds=True):
+    checkpoints = ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1]]
+    return command("PCsampling_demo_svd.py", *TINY, *checkpoints, *arguments, cwd=cwd, succeeds=succeeds)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture

@@ -2,13 +2,9 @@
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 
 import torch
-from absl import app, flags
-from ml_collections.config_flags import config_flags
 
 
 class InputError(ValueError):
@@ -39,45 +35,3 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted: what was not finished is not written.", file=sys.stderr)
         sys.exit(130)
-
-
-def define_config(default: Path) -> None:
-    """The flag --config, a configuration file, and --config.<part>.<field> for its fields."""
-    words = "Configuration; any field: --config.<part>.<field>=value."
-    with _one_sentence():  # fields are looked up when the flag is defined
-        config_flags.DEFINE_config_file("config", str(default), words)
-
-
-def run_command(main: Callable[[list[str]], None]) -> None:
-    """`absl.app.run(main)`, with one sentence for a configuration or a flag that cannot be used."""
-
-    def parse(argv: list[str]) -> list[str]:
-        with _one_sentence():
-            rest = flags.FLAGS(argv)
-            if len(rest) > 1:
-                raise flags.Error(f"{rest[1]} is not a flag; name what it is, e.g. --data {rest[1]}")
-        return rest
-
-    app.run(main, flags_parser=parse)
-
-
-@contextmanager
-def _one_sentence() -> Iterator[None]:
-    """Exit with one sentence when flags or a configuration file, which is code and may raise anything, fail."""
-    try:
-        yield
-    except Exception as error:
-        unknown = isinstance(error, (AttributeError, KeyError))
-        words = " ".join(str(error).split())
-        if unknown:
-            # a KeyError of a KeyError's text, quoted each time
-            words = " ".join(words.replace("\\n", " ").replace("\\", "").strip("\"'").replace("' Did", ". Did").split())
-            words = f"the configuration has no field {words}"
-        mend = "configs/default.py lists them" if unknown else "--help lists the flags"
-        if not unknown and not isinstance(error, flags.Error) or "onfig" in words:
-            mend = (
-                "--config=FILE.py, a file with get_config(), comes first, then --config.<part>.<field>=value with "
-                "the fields of configs/default.py"
-            )
-        print(f"error: {words} ({mend}).", file=sys.stderr)
-        sys.exit(2)

@@ -1,116 +1,29 @@
-"""The processes that train together: those of a `torchrun`, or one."""
+"""The process group of `torchrun`, begun and ended in order."""
 
-import json
-import os
-from collections.abc import Callable, Iterator
+import gc
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
-from utils.errors import InputError
-
-Result = TypeVar("Result")
-
-PATIENCE = timedelta(hours=24)  # one process prepares the data while the others wait
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that train together."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that shows progress and writes files."""
-        return self.rank == 0
-
-    def total(self, *numbers: float | torch.Tensor) -> list[float]:
-        """Sums over all processes, in double precision."""
-        sums = torch.tensor([float(number) for number in numbers], dtype=torch.float64, device=self.device)
-        if self.count > 1:
-            dist.all_reduce(sums)
-        return sums.tolist()
-
-    def wait(self) -> None:
-        """Until all are here."""
-        self.total(0.0)
-
-    def first_before_others(self, job: Callable[[], Result]) -> Result:
-        """`job()` in the first process, then in the others, which find the files that the first one made."""
-        if not self.first:
-            self.wait()
-        result = job()
-        if self.first:
-            self.wait()
-        return result
-
-    def refuse_differences(self, config) -> None:
-        """Raise `InputError` in every process when their configurations differ, naming the fields."""
-        if self.count == 1:
-            return
-        texts: list[str] = [""] * self.count
-        dist.all_gather_object(texts, config.to_json())
-        fields = [flat(json.loads(text)) for text in texts]
-        names = sorted(set().union(*fields))
-        differing = [name for name in names if any(other.get(name) != fields[0].get(name) for other in fields)]
-        if differing:
-            told = "; ".join(f"{name}: {', '.join(str(other.get(name)) for other in fields)}" for name in differing)
-            raise InputError(f"the processes have different configurations ({told}); start them with the same command.")
-
-
-def meet() -> None:
-    """Wait until every process of `torchrun` is here; the only process goes on."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        dist.init_process_group("gloo", timeout=PATIENCE)
-        try:
-            dist.barrier()
-        finally:
-            dist.destroy_process_group()
-
-
-ALONE = Processes(0, 1, torch.device("cpu"))
+PATIENCE = timedelta(hours=24)  # one process prepares the data, or finishes a scan, while the others wait
 
 
 @contextmanager
-def processes() -> Iterator[Processes]:
-    """Join the processes of `torchrun` (nccl with one GPU each, else gloo), or be the only one.
+def process_group(backend: str) -> Iterator[None]:
+    """The default process group, whose threads have ended when the block is left.
 
-    Raises
-    ------
-    InputError
-        when there are more processes on this machine than GPUs.
+    A thread of gloo that takes Python's lock while the interpreter ends is killed, and C++ then aborts the process
+    ("terminate called without an active exception") although all work is done. The threads end with the last reference
+    to the group. Default arguments of `torch.distributed.nn.functional`, which DDP imports, keep one for good if that
+    module is first imported while a group exists; so it is imported before. Other references lie in cycles of DDP.
     """
-    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        if local >= torch.cuda.device_count():
-            raise InputError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', count)} processes share {torch.cuda.device_count()} GPUs of this "
-                f"machine; start torchrun with --nproc_per_node={torch.cuda.device_count()}."
-            )
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    if count == 1:
-        yield Processes(0, 1, device)
-        return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    import torch.distributed.nn.functional  # noqa: F401
+
+    dist.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield Processes(rank, count, device)
+        yield
     finally:
         dist.destroy_process_group()
-
-
-def flat(fields: dict, prefix: str = "") -> dict:
-    """Nested dictionaries as one, with names like part.field."""
-    together = {}
-    for name, value in fields.items():
-        together.update(flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
-    return together
+        gc.collect()

@@ -8,11 +8,10 @@ from configs.default import get_default_configs
 def get_config() -> ml_collections.ConfigDict:
     config = get_default_configs()
 
-    data = config.data
-    data.image_size = 96
-    data.phantoms = 48
+    config.data.phantoms = 48
 
     model = config.model
+    model.image_size = 96
     model.nf = 16
     model.ch_mult = (1, 2, 4, 4)
     model.attn_resolutions = ()   # the bottleneck attends, as in the published network
@@ -20,7 +19,6 @@ def get_config() -> ml_collections.ConfigDict:
     training = config.training
     training.batch_size = 8
     training.n_iters = 1000
-    training.image_freq = 500
     training.snapshot_freq = 1000
     training.snapshot_freq_for_preemption = 100
 

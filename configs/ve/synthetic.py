@@ -1,4 +1,4 @@
-"""The shipped priors: 1.3 M parameters, trained on synthetic moving scenes, sampled by the few-step cascade."""
+"""The shipped priors: 1.3 M parameters, trained on synthetic moving scenes, used by the cascade."""
 
 import ml_collections
 
@@ -23,7 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     training.batch_size = 32
     training.scenes = 1000
     training.n_iters = 3000
-    training.image_freq = 1000
     training.snapshot_freq = 1000
 
     config.optim.lr = 1.5e-3

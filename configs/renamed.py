@@ -1,0 +1,154 @@
+"""Fields and flags of earlier versions: their new names, or why they went.
+
+A renamed field is accepted with one warning, on the command line and in checkpoints; a removed one is refused with the
+sentence here, or, in a checkpoint, dropped.
+"""
+
+import sys
+from typing import Any
+
+from utils.errors import InputError
+
+RENAMED = {
+    "data.scan_frames": "data.frames",
+    "data.scan_size": "data.size",
+    "data.image_size": "model.image_size",
+    "mask.seed": "seed",
+    "context.global.offsets": "context.global_offsets",
+    "context.local.offsets": "context.local_offsets",
+    "training.hidings": "training.splits",
+}
+
+VALUES = {("training.objective", "measured"): "self_supervised"}  # a value that has another name now
+
+_CONTEXT = "GM always sees the temporal mean; both models see the merged frame, own and near samples"
+_NETWORK = "NCSN++ is built as published; other checkpoints are still read"
+_CONSTANT = "it is a constant of the training now, with the value it always had"
+_ADAPT = "adaptation to one scan never gained in the tables; train on the scan with training.objective=self_supervised"
+_FEW_STEPS = "the few-step cascade of k-space priors was never followed; they are used by --sampler published"
+
+REMOVED = {
+    "data.num_channels": "networks see real and imaginary part, always",
+    "data.centered": "our networks take k-space as it is; published checkpoints bring their own convention",
+    **{f"model.{name}": _NETWORK for name in (
+        "num_scales", "fir_kernel", "fourier_scale", "embedding_type", "resblock_type", "progressive",
+        "progressive_input", "progressive_combine", "skip_rescale", "scale_by_sigma", "conditional", "nonlinearity",
+        "normalization", "init_scale")},
+    **{f"context.{model}.{name}": _CONTEXT
+       for model in ("global", "local") for name in ("mean", "merge", "own", "near")},
+    **{f"training.{name}": _CONSTANT for name in (
+        "max_gain", "max_shift", "sigma_jitter", "error_gain", "partial_share", "noisy_share")},
+    "training.image_freq": "images are logged with every snapshot (training.snapshot_freq)",
+    **{f"optim.{name}": _CONSTANT for name in ("beta1", "eps", "grad_clip")},
+    **{f"sampling.{name}": _ADAPT for name in ("adapt", "adapt_steps", "adapt_margin")},
+    **{f"sampling.{name}": _FEW_STEPS for name in ("steps", "trust_levels", "trust_margin")},
+    **{f"sampling.{name}": "the published sampler uses the range of noise levels that the networks were trained for"
+       for name in ("sigma_max", "sigma_min")},
+    "sampling.churn": "fresh noise in the cascade never helped",
+    "sampling.error_gain": "it is a constant of the calibration now, 1.25",
+    "sampling.context_margin": "it is a constant of the calibration now, 0.005",
+    "sampling.noise_std": "the shipped priors refused it; give the noise of the scan as --noise_std",
+    "ou.sweeps": "one subspace iteration per step, as before",
+    "ou.hard": "hard thresholds of llr lost in every table",
+    "ou.anneal": "it is a constant of the optimization unit now, 4",
+}  # fmt: skip
+
+REMOVED_VALUES = {
+    ("ou.operator", "both"): "hankel after llr undid what llr gained; choose llr, hankel or motion",
+    ("ou.noise_floor", "0"): "the noise floor is no longer searched; leave it out for 0.0004",
+}
+
+REMOVED_FLAGS = {"adapt": _ADAPT}
+
+
+def current_arguments(arguments: list[str]) -> list[str]:
+    """Command-line arguments with renamed fields under their new names.
+
+    Raises
+    ------
+    InputError
+        for a field, value or flag that was removed, with the reason.
+    """
+    found, skip = [], False
+    for number, argument in enumerate(arguments):
+        if skip:
+            skip = False
+            continue
+        name, equals, value = argument.lstrip("-").partition("=")
+        plain_name = name.removeprefix("no") if name.startswith("noconfig.") else name
+        if argument.startswith("-") and plain_name in REMOVED_FLAGS:
+            raise InputError(f"--{plain_name} was removed: {REMOVED_FLAGS[plain_name]}.")
+        if not argument.startswith("-") or not plain_name.startswith("config."):
+            found.append(argument)
+            continue
+        field = plain_name.removeprefix("config.")
+        if not equals and number + 1 < len(arguments) and not arguments[number + 1].startswith("-"):
+            value, skip = arguments[number + 1], True  # --field value
+        new, changed = current_field(field, value)
+        if new != field or changed != value:
+            print(f"warning: --config.{field}{f'={value}' if changed != value else ''} is now --config.{new}"
+                  f"{f'={changed}' if changed != value else ''}", file=sys.stderr)  # fmt: skip
+            prefix = argument[: len(argument) - len(argument.lstrip("-"))]
+            no = "no" if plain_name != name else ""
+            found.append(f"{prefix}{no}config.{new}" + (f"={changed}" if equals or skip else ""))
+        else:
+            found.append(argument)
+            if skip:
+                found.append(value)
+    return found
+
+
+def current_field(field: str, value: str = "") -> tuple[str, str]:
+    """Today's name and value of a field.
+
+    Raises
+    ------
+    InputError
+        when it was removed, with the reason.
+    """
+    if field in REMOVED:
+        raise InputError(f"config.{field} was removed: {REMOVED[field]}.")
+    new = RENAMED.get(field, field)
+    if (new, value) in REMOVED_VALUES:
+        raise InputError(f"config.{field}={value} was removed: {REMOVED_VALUES[new, value]}.")
+    return new, VALUES.get((new, value), value)
+
+
+def current_record(record: dict[str, Any]) -> dict[str, Any]:
+    """The configuration that a checkpoint of an earlier version records, under today's names.
+
+    Raises
+    ------
+    InputError
+        for a run that learned from the embedded phantoms of earlier versions, which are other data than today's.
+    """
+    if "coils_axis" in record.get("data", {}):
+        return record
+    if not record.get("data", {}).get("path"):
+        raise InputError(
+            "this run learned from the embedded phantoms of an earlier version, and the embedded heart has coils and "
+            "noise now; begin another --workdir with --config.training.init=…/model.safetensors."
+        )
+    found: dict[str, Any] = {"seed": record.get("seed", 0)}
+    for part, fields in record.items():
+        if not isinstance(fields, dict):
+            continue
+        for name, value in _leaves(fields):
+            field = f"{part}.{name}"
+            new = RENAMED.get(field, field)
+            if field in REMOVED or new == "seed":
+                continue
+            new_part, new_name = new.split(".", 1)
+            if field == "data.frames" or (field != new and new_name in found.get(new_part, {}) and not value):
+                continue  # the twin field of embedded phantoms
+            value = VALUES.get((new, value), value) if isinstance(value, str) else value
+            found.setdefault(new_part, {})[new_name] = value
+    found.get("training", {}).setdefault("ou", "llr")
+    return found
+
+
+def _leaves(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found = []
+    for name, value in fields.items():
+        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return found

@@ -1,0 +1,187 @@
+"""How an array is to be read: which axes are frames and coils, whether it is k-space, where its centre is."""
+
+import numpy as np
+import torch
+
+from mri.formats.arrays import IMAGE_NAMES
+from mri.fourier import ifft2c
+from utils.errors import InputError
+
+MOST_COILS = 128
+CLEAR = 0.5  # of the difference between neighbouring coils: neighbouring frames differ by less than this share of it
+
+
+def axes_of_scan(
+    where: str, array: np.ndarray, frames_axis: int | None, coils_axis: int | None, kspace: bool
+) -> tuple[int, int | None, list[str]]:
+    """The axes of frames and coils in the file's array (None: no coil axis), and in words what was guessed.
+
+    Raises
+    ------
+    InputError
+        when the array is no scan, or its axes cannot be told apart.
+    """
+    kept = [i for i, length in enumerate(array.shape) if length > 1]
+    if coils_axis is not None:
+        if not -array.ndim <= coils_axis < array.ndim:
+            raise InputError(f"{where} of shape {array.shape} has no axis {coils_axis}; correct --coils_axis.")
+        coils_axis %= array.ndim
+    if len(kept) < 3 + (coils_axis in kept):
+        raise InputError(
+            f"{where} has shape {array.shape}, which is 1 frame; give a scan of at least 2 frames as one array."
+        )
+    if len(kept) > 4:
+        raise InputError(
+            f"{where} has {len(kept)} axes {array.shape}; save one slice as (frames, coils, height, width)."
+        )
+    said = []
+    if len(kept) == 4 and coils_axis is None:
+        coils_axis = _coil_axis(where, array, kept, frames_axis, kspace)
+        said.append(f"coils along axis {coils_axis} (found; --coils_axis names another)")
+    elif coils_axis is not None:
+        said.append(f"coils along axis {coils_axis}")
+    rest = [i for i in kept if i != coils_axis]
+    axis, guessed = _frames_axis(where, array, rest, frames_axis)
+    said.insert(0, f"frames along axis {axis}{' (guessed; --frames_axis names another)' if guessed else ''}")
+    return axis, coils_axis, said
+
+
+def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int | None, kspace: bool) -> int:
+    """The coil axis of four axes: the mask does not vary along it, nor along the longer readout."""
+    if not kspace:
+        pairs = array.shape[-1] == 2 or array.shape[0] == 2
+        mend = "join real and imaginary part to complex numbers" if pairs else "save (frames, height, width)"
+        raise InputError(
+            f"{where} holds images of 4 axes {array.shape}; {mend}, or add --kind kspace if it is k-space with coils."
+        )
+    free = [i for i in kept if frames_axis is None or i != frames_axis % array.ndim]
+    sampled = array != 0
+    constant = [i for i in free if np.mean(sampled.any(axis=i) & ~sampled.all(axis=i)) < 0.01]
+    if not sampled.all() and len(constant) in (1, 2):
+        short = sorted(constant, key=lambda i: array.shape[i])
+        lengths = [array.shape[i] for i in short]
+        if lengths[0] <= MOST_COILS and (len(short) == 1 or lengths[0] < lengths[1]):
+            return short[0]
+    else:  # the two longest axes are the image's; of the others, time is the one along which little changes
+        others = sorted(free, key=lambda i: (array.shape[i], i))[: len(free) - 2]
+        if len(others) == 1:
+            return others[0]
+        frames, coils = sorted(others, key=lambda i: _neighbour_difference(array, i))
+        if _neighbour_difference(array, frames) < CLEAR * _neighbour_difference(array, coils):
+            return coils
+    raise InputError(
+        f"{where} of shape {array.shape} could have its coils along several axes; name the one by --coils_axis (and "
+        "the frames' by --frames_axis)."
+    )
+
+
+def _neighbour_difference(array: np.ndarray, axis: int) -> float:
+    """1 − |correlation| of neighbours along an axis: 0 for equal ones, 1 for unrelated ones."""
+    moved = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)
+    first, second = moved[:-1], moved[1:]
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    products = np.abs(np.sum(first.conj() * second, axis=1))
+    return 1 - float(np.median(products / np.maximum(norms, np.finfo(float).tiny)))
+
+
+def _frames_axis(where: str, array: np.ndarray, kept: list[int], axis: int | None) -> tuple[int, bool]:
+    """The frames' axis among three, and whether it was guessed: the third where two are equal, else the shortest."""
+    if axis is None:
+        lengths = [array.shape[i] for i in kept]
+        singles = [i for i in kept if lengths.count(array.shape[i]) == 1]
+        if not singles:
+            raise InputError(f"{where} has equal axes {array.shape}; name the frames' by --frames_axis.")
+        return min(singles, key=lambda i: array.shape[i]), True
+    if not -array.ndim <= axis < array.ndim or axis % array.ndim not in kept:
+        raise InputError(
+            f"{where} of shape {array.shape} has no axis {axis} of 2 or more frames; "
+            f"--frames_axis must be one of {', '.join(map(str, kept))}."
+        )
+    return axis % array.ndim, False
+
+
+def frames_first(where: str, array: np.ndarray, axis: int | None) -> tuple[np.ndarray, int, bool]:
+    """Squeeze an array of three axes, frames first; also their axis in `array` and whether it was guessed."""
+    kept = [i for i, length in enumerate(array.shape) if length > 1]
+    axis, guessed = _frames_axis(where, array, kept, axis)
+    return np.moveaxis(np.squeeze(array), kept.index(axis), 0), axis, guessed
+
+
+def kind_by_name(key: str) -> str | None:
+    """'kspace' or 'image' where the variable's name says so."""
+    name = key.split("/")[-1].lower()
+    return "kspace" if "ksp" in name else "image" if name in IMAGE_NAMES else None
+
+
+def how_kind_is_known(key: str, asked: str | None, array: np.ndarray) -> str:
+    """Nothing where the kind is certain, else where the guess comes from and how to change it."""
+    if asked or not np.iscomplexobj(array):
+        return ""
+    source = "name" if kind_by_name(key) else "values"
+    return f" (guessed from its {source}; --kind image|kspace changes it)"
+
+
+def looks_like_kspace(data: torch.Tensor) -> bool:
+    """Guess whether complex values are k-space rather than images.
+
+    Under-sampling leaves whole lines of exact zeros between others that are not: an image, even one with its
+    background set to zero, does not have four separate groups of empty rows or columns. Otherwise k-space
+    is far more peaked than its image, so the kurtosis N Σ|x|⁴ / (Σ|x|²)², as the median over frames, is
+    compared with that of the Fourier transform.
+
+    Parameters
+    ----------
+    data
+        complex `(frames, coils, height, width)`, not all zero; where DC is does not matter.
+    """
+    data = data.flatten(0, 1)
+    for axis in (-1, -2):
+        empty = ~(data != 0).any(dim=axis)  # (frames, lines)
+        starts = empty[:, 1:] & ~empty[:, :-1]
+        if (starts.sum(1) >= 4).any():
+            return True
+
+    def peakedness(values: torch.Tensor) -> torch.Tensor:
+        power = values.abs().double().square().flatten(1)
+        power = power / power.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        return (power.square().mean(1) / power.mean(1).square().clamp_min(1e-300)).median()
+
+    return bool(peakedness(data) > peakedness(ifft2c(data)))
+
+
+def _object_in_the_middle(kspace: torch.Tensor) -> torch.Tensor:
+    """The k-space, or that of its image rolled by half the field of view, whichever has the object in the middle.
+
+    `fft2(image)` without shifts and `ifftshift(fft2c(image))` both have DC in the corner, and differ by that roll.
+    """
+    height, width = kspace.shape[-2:]
+    # a roll by half the field of view flips the sign of every other sample, and leaves zeros, which say what was
+    # not measured, exactly zero
+    odd = (torch.arange(height)[:, None] - height // 2 + torch.arange(width) - width // 2) % 2 == 1
+    rolled = torch.where(odd, -kspace, kspace)
+    middle = (slice(height // 4, height - height // 4), slice(width // 4, width - width // 4))
+    energy = [ifft2c(k.sum(0)).abs().square().sum(0)[middle].sum() for k in (kspace, rolled)]
+    return rolled if energy[1] > energy[0] else kspace
+
+
+def dc_to_centre(where: str, kspace: torch.Tensor, dc: str) -> torch.Tensor:
+    """Shift a k-space whose DC is said to be in the corner; refuse one that contradicts what is said.
+
+    The energy, averaged over frames, of the middle quarter of each axis is compared with that of the four
+    corners. Even a k-space without its very centre has most of its energy near it.
+    """
+    if dc == "corner":
+        kspace = _object_in_the_middle(torch.fft.fftshift(kspace, dim=(-2, -1)))
+    power = (kspace / kspace.abs().max()).abs().double().square().mean((0, 1))
+
+    def middle(image: torch.Tensor) -> float:
+        height, width = image.shape
+        rows, columns = max(1, height // 8), max(1, width // 8)
+        centre = image[height // 2 - rows : height // 2 + rows, width // 2 - columns : width // 2 + columns]
+        return float(centre.sum())
+
+    # Pure noise has no preference, so only a clear one (a factor of 2) is a contradiction.
+    if middle(torch.fft.fftshift(power)) > 2 * middle(power):
+        place, mend = ("corner", "add") if dc == "center" else ("centre", "leave out")
+        raise InputError(f"{where} has its zero frequency in the {place} of k-space; {mend} --dc corner.")
+    return kspace

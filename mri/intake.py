@@ -1,0 +1,358 @@
+"""From files, or the embedded heart, to a `Scan` and, where the data are fully sampled, its `Reference`."""
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from mri.combined import refuse_combined_after_undersampling
+from mri.formats import SUFFIXES, Stored, load_mask, load_scan
+from mri.formats.stored import load_maps
+from mri.fourier import fft2c, ifft2c
+from mri.masks import PATTERNS, fit_mask, make_mask
+from mri.phantom import simulate_scan
+from mri.phase import smooth_phase
+from mri.scan import Reference, Scan, Source
+from utils.errors import InputError
+from utils.settings import Settings, setting
+
+Tensor = torch.Tensor
+
+TINY = 2e-7  # of the largest value of k-space: rounding of single precision
+MOST_CYCLES = 16  # a scan is repeated to make a longer one; more than this is a typing error
+EMBEDDED_FRAMES, EMBEDDED_SIZE = 16, 96
+EMBEDDED_COILS, EMBEDDED_NOISE = 8, 0.01
+
+
+@dataclass(frozen=True)
+class DataSettings(Settings):
+    """Which scan, and how its file is read."""
+
+    part: ClassVar[str] = "data"
+
+    path: str = setting("", "scan file or folder of scans; empty: the embedded heart")
+    key: str = setting("", "variable in the file; empty: found")
+    kind: str = setting("", "image | kspace; empty: found", choices=("", "image", "kspace"))
+    frames_axis: int | None = setting(None, "axis of time in the file, e.g. -1; None: found", optional=int)
+    coils_axis: int | None = setting(None, "axis of the coils in the file; None: found", optional=int)
+    dc: str = setting("center", "where zero frequency lies in k-space files", choices=("center", "corner"))
+    phase: str = setting("smooth", "phase given to magnitude images", choices=("smooth", "none"))
+    frames: int = setting(0, "frames used; 0: all (embedded heart: 16); more than an image file holds: its cycle is "
+                          "repeated", least=0, most=1024)  # fmt: skip
+    size: int = setting(0, "pixels used, the centre of k-space; 0: all (embedded heart: model.image_size)", least=0,
+                        most=4096)  # fmt: skip
+    phantoms: int = setting(16, "embedded hearts to train on, seeds 1, 2, …; 0 is the demo's", least=0)
+    noise_std: float | None = setting(
+        None, "σ of a complex k-space sample of one coil, E|n|² = σ², in the units of the file; None: from noise "
+        "samples, else estimated", least=0, optional=float
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MaskSettings(Settings):
+    """The sampling mask of fully sampled data, or the one that was used."""
+
+    part: ClassVar[str] = "mask"
+
+    path: str = setting("", "mask file; empty: generated, or found from the zeros of k-space")
+    key: str = setting("", "variable in the mask file; empty: found")
+    pattern: str = setting("uniform", "mask to generate", choices=PATTERNS)
+    acceleration: float = setting(4.0, "R, before the ACS", least=1)
+    acs: int = setting(8, "fully sampled central lines", least=0)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """All that decides how a scan is taken."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    mask: MaskSettings = field(default_factory=MaskSettings)
+    maps: str = "auto"  # a file of coil maps, or how they are estimated (`reconstruction.prepare`)
+    seed: int = 0  # of masks, image phases and the embedded noise
+    embedded_size: int = EMBEDDED_SIZE
+
+
+def acquire(intake: Intake, source: Path | int) -> tuple[Scan, Reference | None]:
+    """The scan of a file, or the embedded heart of a seed."""
+    return embedded_scan(intake, source) if isinstance(source, int) else scan_from_file(intake, source)
+
+
+def embedded_scan(intake: Intake, seed: int) -> tuple[Scan, Reference]:
+    """The embedded heart with coils and noise, under-sampled as `intake.mask` says."""
+    data = intake.data
+    frames, size = data.frames or EMBEDDED_FRAMES, data.size or intake.embedded_size
+    simulated = simulate_scan("heart", frames, size, seed, EMBEDDED_COILS, EMBEDDED_NOISE)
+    found = (
+        f"embedded heart {seed}: {frames} frames of {EMBEDDED_COILS} coils, {size}×{size}, noise {EMBEDDED_NOISE:g} of "
+        "the brightest pixel"
+    )
+    mask, how = _mask_to_apply(intake, (frames, size, size))
+    source = Source(f"heart{seed}", f"{found}\nfully sampled: under-sampled here by {how}", format="embedded")
+    scan = Scan.from_arrays(simulated.kspace, mask, noise_samples=simulated.noise, source=source)
+    return scan, Reference(image=simulated.image)
+
+
+def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Reference | None]:
+    """Read a scan; simulate its acquisition when it is fully sampled.
+
+    Images become k-space (magnitude images get a smooth phase first, `data.phase`) and are under-sampled; so is fully
+    sampled k-space. The mask of under-sampled k-space is read from `mask.path`, or found from its zeros.
+
+    Raises
+    ------
+    InputError
+        for a file that cannot be used; among others for coils that were combined after under-sampling.
+    """
+    data = intake.data
+    stored = load_scan(path, data.key or None, data.kind or None, data.frames_axis, data.dc, data.coils_axis)
+    stored, gain, found = resized(data, stored)
+    if stored.kind != "kspace":
+        refuse_combined_after_undersampling(fft2c(stored.data[:, 0]), path)
+        image = stored.data[:, 0]
+        if stored.kind == "magnitude" and data.phase == "smooth":
+            image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
+        return _undersampled(intake, fft2c(image.to(torch.complex64))[:, None], stored, Reference(image), found)
+    sampled = sampled_locations(stored.data)
+    maps = _maps_of_file(intake, stored) if stored.data.shape[1] > 1 else None
+    noise = None if stored.noise is None else stored.noise * gain
+    level = None if data.noise_std is None else data.noise_std * gain
+    more = {"noise_samples": noise, "noise_std": level, "coil_maps": maps}
+    if sampled.all():
+        refuse_combined_after_undersampling(stored.data[:, 0], path)
+        full = Reference(kspace=stored.data, noisy=True) if stored.image is None else Reference(stored.image)
+        return _undersampled(intake, stored.data, stored, full, found, **more)
+    mask, how = _mask_of_measurement(intake, stored, sampled)
+    source = _source(stored, f"{found}\nunder-sampled as measured, mask {how}")
+    reference = None if stored.image is None else Reference(stored.image)
+    return Scan.from_arrays(stored.data, mask, source=source, **more), reference
+
+
+def scan_files(path: str | os.PathLike) -> list[Path]:
+    """The scan file, or the sorted scan files of a folder or of a pattern such as `scans/*.mat`."""
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    elif is_pattern(path):
+        files = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).suffix.lower() in SUFFIXES)
+    else:
+        return [path]
+    if not files:
+        raise InputError(f"{path} holds no scan; put {', '.join(SUFFIXES)} files there.")
+    twins = [f.name for f in files if sum(f.stem == other.stem for other in files) > 1]
+    if twins:
+        raise InputError(f"{path}: {' and '.join(twins)} would share one folder of results; rename all but one.")
+    return files
+
+
+def is_pattern(path: Path) -> bool:
+    """Whether the shell's wildcards are meant: no file has this name."""
+    return glob.has_magic(str(path)) and not path.exists()
+
+
+def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) -> Reference:
+    """Fully sampled images or k-space to score against, cut to frames and size as the scan is.
+
+    Raises
+    ------
+    InputError
+        for under-sampled k-space, or another shape than the scan's.
+    """
+    data, found, problems = intake.data, [], []
+    for frames_axis, dc in dict.fromkeys(product((None, data.frames_axis), ("center", data.dc))):
+        try:
+            stored = load_scan(path, key, None, frames_axis, dc, data.coils_axis)
+            repeated = "its cycle repeated" in scan.source.found
+            if len(stored.data) < data.frames and not repeated:
+                raise InputError(f"{path} holds {len(stored.data)} frames and the scan {data.frames}; give as many.")
+            found.append(_reference(resized(data, stored)[0]))
+        except InputError as error:
+            problems.append(error)
+    shape = (len(scan.kspace), *scan.kspace.shape[2:])
+    shapes = []
+    for reference in found:  # a file may be laid out as the scan's is, or otherwise
+        if reference.image is not None:
+            shapes.append(tuple(reference.image.shape))
+        elif reference.kspace is not None:
+            frames, coils, height, width = reference.kspace.shape
+            shapes.append((frames, height, width))
+            if coils not in (1, scan.coils):
+                problems.append(InputError(f"{path} has {coils} coils and the scan {scan.coils}; give the same coils."))
+                continue
+        if shapes[-1] == shape:
+            return reference
+    if problems and not found or any("coils" in str(problem) for problem in problems):
+        raise problems[0]
+    raise InputError(
+        f"{path}: shape {shapes[0]} is not the scan's {shape}; give fully sampled images of the same frames and size."
+    )
+
+
+def _reference(stored: Stored) -> Reference:
+    if stored.kind != "kspace":
+        return Reference(image=stored.data[:, 0])
+    if not sampled_locations(stored.data).all():
+        raise InputError(f"{stored.path} is under-sampled k-space; a reference is fully sampled: give its images.")
+    return Reference(kspace=stored.data, noisy=True)
+
+
+def _source(stored: Stored, found: str) -> Source:
+    return Source(stored.path.stem, found, str(stored.path), stored.format, stored.sha256)
+
+
+def _undersampled(
+    intake: Intake, kspace: Tensor, stored: Stored, reference: Reference, found: str, **more
+) -> tuple[Scan, Reference]:
+    mask, how = _mask_to_apply(intake, (len(kspace), *kspace.shape[2:]))
+    source = _source(stored, f"{found}\nfully sampled: under-sampled here by {how}")
+    return Scan.from_arrays(kspace, mask, source=source, **more), reference
+
+
+def _mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor, str]:
+    """The mask of `intake.mask`, read or generated, for a scan of (frames, height, width), and its name."""
+    mask = intake.mask
+    if mask.path:
+        read = _resized_mask(intake.data, load_mask(mask.path, mask.key or None), shape)
+        return fit_mask(read, shape, mask.path), mask.path
+    generated = make_mask(mask.pattern, shape, mask.acceleration, mask.acs, intake.seed)
+    return fit_mask(generated, shape), f"{mask.pattern} R={mask.acceleration:g} with {mask.acs} ACS lines"
+
+
+def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Tensor, str]:
+    """The mask of under-sampled k-space: from its file, or from the zeros; and its name."""
+    shape = (sampled.shape[0], sampled.shape[1], sampled.shape[2])
+    if not intake.mask.path:
+        exact = not stored.data.abs().sum(dim=1)[~sampled].any()
+        zeros = "zeros" if exact else f"values below {TINY:g} of its largest"
+        return fit_mask(sampled, shape, f"{stored.path}: the mask found from its zeros"), f"found from its {zeros}"
+    mask, name = _mask_to_apply(intake, shape)
+    missing = (mask & ~sampled).double().sum() / mask.double().sum()
+    if missing > 0.01:
+        raise InputError(
+            f"{name} does not match {stored.path}: {missing:.0%} of its samples are zero in the k-space; give the mask "
+            "the scan was made with, or none, to find it from the zeros."
+        )
+    return mask, name
+
+
+def _maps_of_file(intake: Intake, stored: Stored) -> Tensor | None:
+    """Coil maps that `--maps FILE` names, brought to the size that the scan was cut to."""
+    if intake.maps in ("auto", "walsh", "espirit"):
+        return None
+    maps = load_maps(intake.maps)
+    coils, height, width = stored.data.shape[1:]
+    if intake.data.size and maps.shape[1] >= height and maps.shape[2] >= width:
+        maps = interpolated(maps, height, width)
+    if maps.shape != (coils, height, width):
+        raise InputError(
+            f"{intake.maps}: coil maps {tuple(maps.shape)} do not fit the scan's (coils, height, width) = "
+            f"{(coils, height, width)}; give maps of the same coils and matrix."
+        )
+    return maps
+
+
+def sampled_locations(kspace: Tensor) -> Tensor:
+    """Where k-space `(frames, coils, ky, kx)` was measured in any coil: boolean `(frames, ky, kx)`."""
+    return _sampled_locations(kspace.abs().sum(dim=1))
+
+
+def _sampled_locations(kspace: Tensor) -> Tensor:
+    """Where k-space was measured: its non-zero samples, whole lines where lines were measured.
+
+    K-space that went through a Fourier transform and back has rounding where it had zeros. It counts as zero where it
+    is tiny in some frames and not in others, with hardly a value between rounding and the rest.
+    """
+    sampled = kspace != 0
+    size = kspace.abs() / kspace.abs().max()
+    measured = size > TINY
+    varying = (measured.any(dim=0) & ~measured.all(dim=0)).double().mean()
+    between = (measured & (size < 10 * TINY)).double().mean()
+    if sampled.double().mean() > 0.99 and varying > 0.05 and between < 0.01:
+        sampled = measured
+    for axis, across in ((-1, -2), (-2, -1)):
+        line_fraction = sampled.double().mean(dim=axis, keepdim=True)
+        filled = (line_fraction > 0).expand_as(sampled)
+        # a stray exact zero inside a measured line is a value, not a gap; a whole empty line across is a gap
+        empty_across = ~sampled.any(dim=across, keepdim=True)
+        if ((line_fraction == 0) | (line_fraction > 0.9)).all() and not (filled & empty_across).any():
+            return filled
+    return sampled
+
+
+def resized(data: DataSettings, stored: Stored) -> tuple[Stored, float, str]:
+    """The frames and the centre of k-space that are asked for; the gain of k-space that goes with it; what was done."""
+    found, gain, values, image = stored.found, 1.0, stored.data, stored.image
+    held, wanted, size = len(values), data.frames, data.size
+    if wanted > held and stored.kind == "kspace":
+        raise InputError(
+            f"{stored.path}: holds {held} frames of k-space, {wanted} are asked for; measured k-space is not repeated: "
+            "give --frames at most that."
+        )
+    if wanted > MOST_CYCLES * held:
+        raise InputError(
+            f"--frames {wanted} would repeat the {held} frames of the scan more than {MOST_CYCLES} times; give fewer."
+        )
+    if wanted and wanted != held:
+        index = torch.arange(wanted) % held
+        values, image = values[index], None if image is None else image[index]
+        found += f"; its first {wanted} frames" if wanted <= held else f"; its cycle repeated to {wanted}"
+    if size and (size, size) != tuple(values.shape[-2:]):
+        height, width = values.shape[-2:]
+        if size > min(height, width) or size % 2:
+            raise InputError(f"--size {size} must be even and at most the scan's {height}×{width}.")
+        gain = size / (height * width) ** 0.5  # image intensities stay
+        if stored.kind == "kspace":
+            values = cropped(values, size, size) * gain
+        else:
+            values = ifft2c(cropped(fft2c(values), size, size) * gain)
+            if stored.kind == "magnitude":
+                values = values.abs().to(torch.complex64)
+        if image is not None:
+            image = ifft2c(cropped(fft2c(image), size, size) * gain)
+        found += f"; the centre of its k-space cropped to {size}×{size}"
+    return replace(stored, data=values, image=image), gain, found
+
+
+def cropped(kspace: Tensor, height: int, width: int) -> Tensor:
+    """The centre of k-space `(..., ky, kx)`."""
+    top, left = kspace.shape[-2] // 2 - height // 2, kspace.shape[-1] // 2 - width // 2
+    return kspace[..., top : top + height, left : left + width]
+
+
+def interpolated(maps: Tensor, height: int, width: int) -> Tensor:
+    """Smooth maps `(coils, …, …)` on a coarser grid with the same field of view and centre."""
+    found = maps
+    for axis, size in ((1, height), (2, width)):
+        held = found.shape[axis]
+        place = (held // 2 + (torch.arange(size) - size // 2) * (held / size)).clamp(0, held - 1)
+        low = place.floor().long().clamp(max=held - 2)
+        share = (place - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        found = torch.lerp(found.index_select(axis, low), found.index_select(axis, low + 1), share.to(found.dtype))
+    return found
+
+
+def _resized_mask(data: DataSettings, mask: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """A mask file's first frames and centre, where the scan itself was cut to frames or size."""
+    frames, height, width = shape
+    if mask.ndim == 2 and mask.shape[1] < mask.shape[0] and mask.shape != (height, width):
+        mask = mask.T  # lines per frame, frames first
+    if data.frames and mask.shape[0] > frames and mask.shape != (height, width):
+        mask = mask[:frames]
+    if data.size and mask.ndim == 2 and mask.shape[1] > height and len(mask) == frames:
+        mask = cropped(mask[..., None], height, 1)[..., 0]
+    if data.size and mask.ndim == 3 and mask.shape[1] >= height and mask.shape[2] >= width:
+        mask = cropped(mask, height, width)
+    return mask
+
+
+def training_sources(intake: Intake) -> Sequence[Path | int]:
+    """The scans to train on: files of `data.path`, or seeds of embedded hearts."""
+    if intake.data.path:
+        return scan_files(intake.data.path)
+    if intake.data.phantoms < 1:
+        raise InputError("data.phantoms must be at least 1, or data.path must name scans to train on.")
+    return range(1, intake.data.phantoms + 1)

@@ -1,0 +1,1 @@
+"""Low-rank operators of the optimization unit: structured (Hankel), locally low rank, low rank along the motion."""

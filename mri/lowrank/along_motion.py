@@ -1,0 +1,230 @@
+"""Low rank along the motion: patches followed from frame to frame, as an operator of the optimization unit.
+
+Yoon et al. 2014 (motion-adaptive patch-based low rank, cardiac cine): `mri.lowrank.locally` groups the patches at one
+position over time; here a group holds, from every frame, the patch that resembles a patch of the reference frame most.
+A structure that moves without changing then has rank one.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch.nn.functional import avg_pool2d, pad
+from tqdm import tqdm
+
+from mri.lowrank.locally import check_patch
+from mri.operators import ForwardModel
+
+Tensor = torch.Tensor
+
+MEMBERS = 16  # frames of a group, at most: those nearest in time to the reference frame
+REFERENCES = 4  # reference frames for every MEMBERS frames; of shorter scans 4 or a few more
+SEARCH = 3  # pixels in each direction in which a patch is looked for
+NEARNESS = 1e-3  # a match d pixels away must be (1 + NEARNESS d²) times as like, which decides near ties
+REMATCH = 10  # steps after which the patches are looked for again
+GROUPS = 4096  # handled at once: bounds the memory beside a few copies of the scan
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """Where the patches of every group lie.
+
+    Attributes
+    ----------
+    corners
+        `(groups, members)`: upper left pixel of a patch in the flattened `(frames, height, width)`; patches wrap
+        around the image.
+    patch
+        side of a patch, pixels.
+    counts
+        `(frames, height, width)`: patches that cover a pixel; some may be covered by none.
+    """
+
+    corners: Tensor
+    patch: int
+    counts: Tensor
+
+
+def track(image: Tensor, patch: int, periodic: bool = False) -> Tracks:
+    """Follow the patches of every reference frame through the frames nearest to it, one patch of each.
+
+    Parameters
+    ----------
+    image
+        complex `(frames, height, width)`.
+    patch
+        side, pixels; the patches of a reference frame start every half side.
+    periodic
+        the last frame is followed by the first.
+
+    Raises
+    ------
+    InputError
+        when the patch is larger than the image.
+    """
+    frames, height, width = image.shape
+    check_patch(patch, height, width)
+    stride = max(1, patch // 2)
+    members = min(frames, MEMBERS)
+    rows = torch.arange(0, height, stride, device=image.device)[:, None]
+    columns = torch.arange(0, width, stride, device=image.device)
+    channels = torch.view_as_real(image).permute(0, 3, 1, 2).contiguous()
+    corners = []
+    for reference in range(0, frames, max(1, members // REFERENCES)):
+        near = nearest_frames(frames, reference, periodic)[:members].to(image.device)
+        others, own = channels[near], channels[reference]
+        best = image.new_full((members, len(rows), len(columns)), math.inf, dtype=torch.float32)
+        places = torch.zeros(best.shape, dtype=torch.long, device=image.device)
+        for down, right in _moves():
+            difference = (torch.roll(others, (-down, -right), dims=(2, 3)) - own).square_().sum(1, keepdim=True)
+            difference = pad(difference, (0, patch - 1, 0, patch - 1), mode="circular")
+            difference = avg_pool2d(difference, (1, patch), stride=(1, stride))
+            difference = avg_pool2d(difference, (patch, 1), stride=(stride, 1))[:, 0]
+            difference *= 1 + NEARNESS * (down * down + right * right)
+            better = difference < best
+            best = torch.where(better, difference, best)
+            here = (rows + down) % height * width + (columns + right) % width
+            places = torch.where(better, here, places)
+        corners.append((places + near[:, None, None] * (height * width)).flatten(1).T)
+    tracks = Tracks(torch.cat(corners), patch, image.new_zeros(image.shape, dtype=torch.float32))
+    for group in tracks.corners.split(GROUPS):
+        _add_patches(tracks.counts, group, group.new_ones((), dtype=torch.float32).expand(*group.shape, patch**2))
+    return tracks
+
+
+def _moves() -> list[tuple[int, int]]:
+    """Rows down and columns to the right within the search, the nearest first: of equal matches it is taken."""
+    reach = range(-SEARCH, SEARCH + 1)
+    moves = list(product(reach, reach))
+    return sorted(moves, key=lambda move: move[0] ** 2 + move[1] ** 2)
+
+
+def nearest_frames(count: int, reference: int, periodic: bool) -> Tensor:
+    """All frames of a scan of `count`, those nearest in time to `reference` first."""
+    distance = (torch.arange(count) - reference).abs()
+    if periodic:
+        distance = torch.minimum(distance, count - distance)
+    return distance.argsort(stable=True)
+
+
+def shrink_tracks(image: Tensor, tracks: Tracks, threshold: float, shift: tuple[int, int] = (0, 0)) -> Tensor:
+    """Shrink the singular values s of every group by the non-negative garrote, s → s (1 − threshold²/s²)₊.
+
+    The garrote hardly touches the large values, which soft thresholds lower as much as the small ones.
+
+    Parameters
+    ----------
+    image
+        complex `(frames, height, width)`.
+    threshold
+        in the image's units; singular values below it vanish.
+    shift
+        of all patches, pixels; drawing it at random removes the seams between patches.
+
+    Returns
+    -------
+    the mean of the patches over every pixel, `(frames, height, width)`; a pixel of no patch stays as it is.
+    """
+    shape, patch = image.shape, tracks.patch
+    frames, height, width = shape
+    rolled = torch.roll(image, (-shift[0], -shift[1]), dims=(1, 2))
+    padded = pad(torch.view_as_real(rolled).permute(0, 3, 1, 2), (0, patch - 1, 0, patch - 1), mode="circular")
+    padded = torch.view_as_complex(padded.permute(0, 2, 3, 1).contiguous())
+    windows = padded.unfold(1, patch, 1).unfold(2, patch, 1)  # a view: (frames, height, width, patch, patch)
+    sums = torch.zeros(*shape, 2, device=image.device)
+    for corners in tracks.corners.split(GROUPS):
+        frame, place = corners // (height * width), corners % (height * width)
+        group = _garrote(windows[frame, place // width, place % width].flatten(2), threshold)
+        _add_patches(sums, corners, torch.view_as_real(group))
+    mean = torch.view_as_complex(sums) / tracks.counts.clamp(min=1)
+    return torch.roll(torch.where(tracks.counts > 0, mean, rolled), shift, dims=(1, 2))
+
+
+def _add_patches(total: Tensor, corners: Tensor, values: Tensor) -> None:
+    """Add `values`, `(groups, members, pixels, …)`, to the patches' pixels in `total`, `(frames, height, width, …)`."""
+    _, height, width = total.shape[:3]
+    patch = math.isqrt(values.shape[2])
+    corners, flat = corners.flatten(), total.flatten(0, 2)
+    first_row, row, column = corners // width // height * height, corners // width % height, corners % width
+    values = values.flatten(0, 1)
+    for i in range(patch):
+        rows = (first_row + (row + i) % height) * width
+        for j in range(patch):
+            flat.index_add_(0, rows + (column + j) % width, values[:, patch * i + j])
+
+
+def _garrote(group: Tensor, threshold: float) -> Tensor:
+    """Groups `(groups, members, pixels)` with shrunk singular values, by the smaller of their Gram matrices."""
+    if group.shape[1] > group.shape[2]:
+        return _garrote(group.mT, threshold).mT
+    squared, vectors = torch.linalg.eigh(group @ group.mH)
+    gain = (1 - threshold**2 / squared.clamp(min=1e-30)).clamp(min=0)
+    return (vectors * gain[:, None, :]) @ (vectors.mH @ group)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Noise levels ν of the steps, falling geometrically; the threshold of a b²×n group is ν (b + √n).
+
+    Attributes
+    ----------
+    first, last
+        ν, standard deviation per pixel in units of the scan's scale.
+    steps
+        from `first` to `last`.
+    """
+
+    first: float = 0.05
+    last: float = 0.001
+    steps: int = 40
+
+    def noise(self, step: int) -> float:
+        return self.first * (self.last / self.first) ** (step / max(self.steps - 1, 1))
+
+
+def motion_low_rank(
+    start: Tensor,
+    model: ForwardModel,
+    measured: Tensor,
+    patch: int,
+    schedule: Schedule | None = None,
+    periodic: bool = False,
+    seed: int = 0,
+) -> Iterator[Tensor]:
+    """Low rank along the motion and data consistency in turn, with FISTA's momentum, from large thresholds to small.
+
+    Patches are tracked again every REMATCH steps, as the image improves. The garrote is the proximal map of no convex
+    function: the momentum speeds up convergence here without FISTA's guarantee.
+
+    Parameters
+    ----------
+    start
+        images to begin from, complex `(frames, height, width)` of unit scale.
+    model, measured
+        A, and y `(frames, coils, ky, kx)` of unit scale, 0 outside the mask.
+    patch
+        side of the patches, pixels. Small ones follow the motion better, large ones remove more noise.
+    seed
+        of the shifts of the patches.
+
+    Yields
+    ------
+    data-consistent images of that shape after every step.
+    """
+    schedule = schedule or Schedule()
+    generator = torch.Generator().manual_seed(seed)
+    image = momentum = model.consistent(start, measured)
+    t, tracks = 1.0, None
+    for step in tqdm(range(schedule.steps), desc=f"OU (along motion, {patch}×{patch})", leave=False, disable=None):
+        if tracks is None or step % REMATCH == 0:
+            tracks = track(image, patch, periodic)
+        threshold = schedule.noise(step) * (patch + math.sqrt(tracks.corners.shape[1]))
+        down, right = torch.randint(max(1, patch // 2), (2,), generator=generator).tolist()
+        previous = image
+        image = model.consistent(shrink_tracks(momentum, tracks, threshold, (down, right)), measured)
+        t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
+        momentum = image + (t - 1) / t_next * (image - previous)
+        t = t_next
+        yield image

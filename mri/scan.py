@@ -1,0 +1,147 @@
+"""The data types of a scan: what was measured, and the reference that a score may use afterwards."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from utils.errors import InputError
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where the images lie; every entry is None where the file does not say."""
+
+    voxel_mm: tuple[float, float, float] | None = None  # row, column, slice
+    frame_time_ms: float | None = None
+    orientation: tuple[float, ...] | None = None  # direction cosines of rows and columns, 6 numbers
+    position_mm: tuple[float, float, float] | None = None  # of the centre of the first pixel
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a scan comes from."""
+
+    name: str  # names the folder of its results
+    found: str = ""  # what was read and how it is taken, for a person
+    path: str = ""
+    format: str = ""
+    sha256: str = ""  # of the file; empty for the embedded scan
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What the scanner gives, y = A x + n. The coil axis is always there.
+
+    Attributes
+    ----------
+    kspace
+        complex64 `(frames, coils, ky, kx)`, centred, 0 where nothing was measured; one coil for combined data.
+    mask
+        boolean `(frames, ky, kx)`, the same for every coil.
+    noise_samples
+        complex64 `(coils, n)` measured without signal, scaled to the bandwidth of the imaging samples; or None.
+    noise_std
+        σ of a complex sample of one coil, E|n|² = σ², in the units of `kspace`; None where unknown.
+    averages
+        `(frames, ky, kx)`: the variance of a sample is σ²/averages; None for 1 everywhere.
+    coil_maps
+        complex64 `(coils, height, width)` of the coils as stored; None to estimate them.
+    readout_oversampling
+        factor by which the readout was oversampled.
+    """
+
+    kspace: Tensor
+    mask: Tensor
+    noise_samples: Tensor | None = None
+    noise_std: float | None = None
+    averages: Tensor | None = None
+    coil_maps: Tensor | None = None
+    readout_oversampling: float = 1.0
+    geometry: Geometry = field(default_factory=Geometry)
+    source: Source = field(default_factory=lambda: Source("scan"))
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def coils(self) -> int:
+        return self.kspace.shape[1]
+
+    def __str__(self) -> str:
+        remark = ""
+        if self.mask.all():
+            remark = "; nothing is missing"
+        elif (self.mask == self.mask[0]).all():
+            remark = "; every frame has the same samples, so no frame fills the gaps of another"
+        net = 1.0 / self.mask.double().mean().item()
+        return f"{self.source.found}\nmask: net acceleration {net:.2f}{remark}"
+
+    @classmethod
+    def from_arrays(cls, kspace: Tensor, mask: Tensor, **more) -> "Scan":
+        """A scan of plain arrays.
+
+        Parameters
+        ----------
+        kspace
+            complex `(frames, height, width)` or `(frames, coils, height, width)`, orthonormal and centred; values
+            outside `mask` are ignored.
+        mask
+            boolean `(frames, height, width)`.
+        more
+            other attributes of a `Scan`.
+
+        Raises
+        ------
+        InputError
+            when they are no scan: other shapes or types, a value that is not finite, a frame without a sample.
+        """
+        if kspace.ndim not in (3, 4) or not kspace.is_complex() or len(kspace) < 2:
+            raise InputError(
+                "k-space is complex (frames, height, width) or (frames, coils, height, width) of 2 frames or more, not "
+                f"{kspace.dtype} {tuple(kspace.shape)}."
+            )
+        kspace = kspace if kspace.ndim == 4 else kspace[:, None]
+        shape = (len(kspace), *kspace.shape[2:])
+        if mask.dtype != torch.bool or mask.shape != shape:
+            raise InputError(
+                f"the mask is boolean (frames, height, width) = {shape} as the k-space, not {mask.dtype} "
+                f"{tuple(mask.shape)}; see mri.masks.fit_mask."
+            )
+        kspace = torch.where(mask[:, None], kspace, 0).to(torch.complex64)
+        if not mask.flatten(1).any(dim=1).all():
+            raise InputError("every frame needs a measured sample; check the mask.")
+        bad = (~kspace.isfinite()).flatten(2).any(dim=2).any(dim=0).nonzero().flatten().tolist()
+        if bad:
+            where = f" of coil {bad[0]} (counted from 0)" if kspace.shape[1] > 1 else ""
+            raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
+        return cls(kspace, mask, **more)
+
+    def to(self, device: torch.device | str) -> "Scan":
+        """With k-space, mask and maps on `device`."""
+        maps = None if self.coil_maps is None else self.coil_maps.to(device)
+        return replace(self, kspace=self.kspace.to(device), mask=self.mask.to(device), coil_maps=maps)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The fully sampled scan. It is never given to a reconstruction; scores use it when the result is final.
+
+    Exactly one of the two is given.
+
+    Attributes
+    ----------
+    image
+        complex or real `(frames, height, width)`, in the units of the reconstruction.
+    kspace
+        complex64 `(frames, coils, ky, kx)`, fully sampled, of the scan's own coils: the reference is the root of the
+        sum of squares of these coils, whitened and compressed as the scan is.
+    noisy
+        whether the reference has noise of its own, which then limits every score.
+    """
+
+    image: Tensor | None = None
+    kspace: Tensor | None = None
+    noisy: bool = False

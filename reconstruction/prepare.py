@@ -1,0 +1,256 @@
+"""From a scan to the problem y = A x + n: every decision is made once, here, and said in one sentence."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from mri import coils
+from mri.fourier import ifft2c
+from mri.masks import acs_rows, is_lines, lines_along_rows
+from mri.noise import estimate_noise_std, std_of
+from mri.operators import ForwardModel
+from mri.scan import Reference, Scan
+from mri.view_sharing import looks_periodic, share_views, temporal_mean
+from reconstruction.settings import PrepareSettings
+from utils.errors import InputError
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the stages of a reconstruction solve, at unit scale.
+
+    Attributes
+    ----------
+    model
+        A: mask `(frames, ky, kx)`, sampled lines along kx, and maps `(virtual coils, height, width)`.
+    measured
+        y: complex64 `(frames, virtual coils, ky, kx)`, 0 outside the mask.
+    scale
+        y and x times this are in the units of the input.
+    periodic
+        whether the last frame is followed by the first.
+    noise_std
+        σ of a complex sample of y.
+    noise_known
+        whether σ was measured or given; False: estimated from the edge of k-space.
+    turned
+        whether rows and columns of the scan are exchanged here.
+    matrix
+        complex64 `(virtual coils, coils)`: whitening and compression of the scan's coils.
+    notes
+        one sentence for each decision.
+    """
+
+    model: ForwardModel
+    measured: Tensor
+    scale: float
+    periodic: bool
+    noise_std: float
+    noise_known: bool
+    turned: bool
+    matrix: Tensor
+    notes: tuple[str, ...]
+
+    @property
+    def frames(self) -> int:
+        return len(self.measured)
+
+    @property
+    def snr(self) -> float:
+        """Brightest tissue (the scale) over σ."""
+        return 1 / self.noise_std if self.noise_std else float("inf")
+
+    def restricted(self, kept: Tensor) -> "Problem":
+        """The problem of the samples in `kept`, boolean `(frames, ky, kx)`."""
+        model = self.model.restricted(kept)
+        return replace(self, model=model, measured=torch.where(model.mask[:, None], self.measured, 0))
+
+    def view_sharing(self, window: str = "nearest", local_window: int = 4) -> Tensor:
+        """Images `(frames, height, width)` of the shared views, see `mri.view_sharing.share_views`."""
+        filled, _ = share_views(self.measured, self.model.mask, window, local_window, self.periodic)
+        return self.model.combine(filled)
+
+    def finished(self, image: Tensor) -> Tensor:
+        """An image of the problem in the input's units and orientation, on the CPU."""
+        image = (image * self.scale).cpu()
+        return image.mT.contiguous() if self.turned else image
+
+    def finished_maps(self) -> Tensor:
+        """The maps in the input's orientation, on the CPU."""
+        maps = self.model.maps.cpu()
+        return maps.mT.contiguous() if self.turned else maps
+
+    def reference_image(self, reference: Reference) -> Tensor:
+        """The fully sampled images, in the input's units: `(frames, height, width)`.
+
+        Of several coils the root of the sum of squares of the same whitened, compressed coils.
+        """
+        if reference.image is not None:
+            return reference.image
+        if reference.kspace is None:
+            raise ValueError("a reference is an image or k-space")
+        if reference.kspace.shape[1] == 1:
+            return ifft2c(reference.kspace[:, 0])
+        virtual = coils.apply_matrix(self.matrix, reference.kspace, axis=1)
+        return coils.root_sum_of_squares(ifft2c(virtual))
+
+    def check_for_cascade(self) -> None:
+        """Raise `InputError` for a mask without the central lines from which the noise level is found."""
+        mask = self.model.mask
+        if is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
+            raise InputError(
+                f"the mask has {acs_rows(mask).sum()} ACS lines, and the cascade needs at least {SMALLEST_ACS} to find "
+                "its noise level; sample more central lines in every frame, or use --sampler published."
+            )
+
+
+SMALLEST_ACS = 2  # lines; one to hold out, one to keep
+
+
+def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.device | str = "cpu") -> Problem:
+    """Whiten, compress and combine the coils, find scale, orientation, periodicity and noise.
+
+    The image is normalised so that |x| is the root of the sum of squares of the whitened coils times their mean noise.
+
+    Raises
+    ------
+    InputError
+        for maps or noise samples that do not fit the scan, or a scan without signal.
+    """
+    settings = settings or PrepareSettings()
+    scan, notes = _without_dead_coils(scan)
+    scan, matrix, noise_std, known, more = _white_coils(scan.to(device), settings)
+    notes += more
+    kspace, mask, maps = scan.kspace, scan.mask, scan.coil_maps
+    turned = lines_along_rows(mask) is not mask
+    if turned:
+        kspace, mask = kspace.mT.contiguous(), mask.mT.contiguous()
+        maps = None if maps is None else maps.mT.contiguous()
+    if scan.coils > 1:
+        maps, sentence = _maps(kspace, mask, maps, settings.maps)
+        notes.append(sentence)
+        model = ForwardModel(mask, maps)
+    else:
+        model = ForwardModel.of_one_coil(mask)
+    scale = scan_scale(kspace, model)
+    periodic = looks_periodic(kspace, mask) if settings.periodic is None else settings.periodic
+    if noise_std is None:
+        noise_std = estimate_noise_std(kspace, mask)
+    origin = "measured" if known else "estimated at the edge of k-space"
+    snr = f"{scale / noise_std:.0f}" if noise_std else "unlimited"
+    notes.append(f"noise: σ = {noise_std:.3g} per complex sample ({origin}); SNR of the brightest tissue {snr}")
+    return Problem(
+        model, kspace / scale, scale, periodic, noise_std / scale, known, turned, matrix, tuple(notes)
+    )  # fmt: skip
+
+
+def scan_scale(kspace: Tensor, model: ForwardModel) -> float:
+    """The number that a scan is divided by: 99.9th percentile of |image of its temporal mean k-space|.
+
+    From the measured samples alone, `(frames, coils, ky, kx)`.
+
+    Raises
+    ------
+    InputError
+        when every measured sample is zero.
+    """
+    magnitude = model.combine(temporal_mean(kspace, model.mask)[None]).abs().flatten()
+    scale = torch.quantile(magnitude, 0.999).item()
+    if scale == 0:
+        raise InputError("every measured sample of the scan is zero; check the mask and the k-space.")
+    return scale
+
+
+def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str]]:
+    """Leave out coils that are zero everywhere, and name them."""
+    power = scan.kspace.abs().amax(dim=(0, 2, 3))
+    alive = power > 0
+    if scan.coils == 1 or alive.all():
+        return scan, []
+    if not alive.any():
+        raise InputError("every measured sample of the scan is zero; check the mask and the k-space.")
+    keep = alive.nonzero().flatten()
+    dead = (~alive).nonzero().flatten().tolist()
+    names = ", ".join(map(str, dead))
+    noise = None if scan.noise_samples is None else scan.noise_samples[keep.cpu()]
+    maps = None if scan.coil_maps is None else scan.coil_maps[keep]
+    scan = replace(scan, kspace=scan.kspace[:, keep], noise_samples=noise, coil_maps=maps)
+    plural = "s" if len(dead) > 1 else ""
+    return scan, [f"coil{plural} {names} (counted from 0) measured nothing and {'are' if plural else 'is'} left out"]
+
+
+def _white_coils(
+    scan: Scan, settings: PrepareSettings
+) -> tuple[Scan, Tensor, float | None, bool, list[str]]:
+    """The scan in white virtual coils, the matrix to them, σ where it is known, and sentences."""
+    notes: list[str] = []
+    given = scan.noise_std
+    noise_std, matrix = given, torch.eye(scan.coils, dtype=torch.complex64)
+    if scan.noise_samples is not None:
+        if len(scan.noise_samples) != scan.coils:
+            raise InputError(
+                f"the noise samples are of {len(scan.noise_samples)} coils and the scan has {scan.coils}; give the "
+                "noise scan of the same coils."
+            )
+        if scan.coils > 1:
+            matrix, measured = coils.whitening_matrix(scan.noise_samples)
+            notes.append(f"noise whitened by {scan.noise_samples.shape[1]} noise samples of {scan.coils} coils")
+        else:
+            measured = std_of(scan.noise_samples)
+        noise_std = measured if given is None else given
+    kspace, maps = scan.kspace, scan.coil_maps
+    if scan.coils == 1:
+        return scan, matrix, noise_std, noise_std is not None, notes
+    kspace = coils.apply_matrix(matrix, kspace, axis=1)
+    level = noise_std if noise_std is not None else estimate_noise_std(kspace, scan.mask)
+    if settings.virtual_coils > scan.coils:
+        raise InputError(f"{settings.virtual_coils} virtual coils are more than the {scan.coils} coils of the scan.")
+    compressed = coils.compression(kspace, scan.mask, level, settings.virtual_coils)
+    kspace = coils.apply_matrix(compressed.matrix, kspace, axis=1)
+    matrix = compressed.matrix @ matrix
+    notes.append(
+        f"{scan.coils} coils compressed to {len(matrix)} virtual coils with {compressed.energy:.1%} of the signal"
+    )
+    notes.append("|image|: root sum of squares of the whitened coils times their mean noise")
+    if maps is not None:
+        maps = coils.apply_matrix(matrix, maps, axis=0)
+    return replace(scan, kspace=kspace, coil_maps=maps), matrix, noise_std, noise_std is not None, notes
+
+
+def _maps(kspace: Tensor, mask: Tensor, given: Tensor | None, method: str) -> tuple[Tensor, str]:
+    """Coil maps of white virtual coils, and how they were found."""
+    mean, measured = temporal_mean(kspace, mask), mask.any(dim=0)
+    images = ifft2c(mean)
+    if given is not None:
+        if given.shape != images.shape:
+            raise InputError(
+                f"the coil maps are {tuple(given.shape)} and the scan needs (coils, height, width) = "
+                f"{tuple(images.shape)}; give maps of the same coils and matrix."
+            )
+        if coils.zero_in_object(given, images):
+            raise InputError(
+                "the coil maps are zero inside the object, which would be cut out of the image; give maps without a "
+                "support mask, or leave --maps out."
+            )
+        maps = coils.with_smooth_phase(coils.normalised(given), images.abs().square().sum(dim=0))
+        return maps, "coil maps: from the file, normalised to ΣS*S = 1"
+    complete = bool(measured.all())
+    region = coils.calibration_region(measured)
+    if method == "auto":
+        method = "walsh" if complete or region < coils.SMALLEST_CENTRE else "espirit"
+    if method == "walsh":
+        note = "" if complete else f"; {(~measured).double().mean():.0%} of k-space is measured in no frame"
+        maps = coils.refined_maps(images, coils.walsh_maps(images))
+        return maps, f"coil maps: Walsh's method on the temporal mean at full resolution, refined by a local fit{note}"
+    if method != "espirit":
+        raise InputError(f"--maps {method} is neither walsh, espirit nor a file that is there.")
+    if region < coils.SMALLEST_CENTRE:
+        return coils.refined_maps(images, coils.walsh_maps(images)), (
+            f"coil maps: the complete centre of k-space is {region} samples wide, too small for ESPIRiT (at least "
+            f"{coils.SMALLEST_CENTRE}); Walsh's method on the temporal mean is used instead"
+        )
+    side = min(region, coils.ESPIRIT_REGION)
+    return coils.espirit_maps(mean, side), f"coil maps: ESPIRiT on the central {side} x {side} samples of the mean"
+

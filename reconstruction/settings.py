@@ -1,0 +1,94 @@
+"""What a user may set of a reconstruction; each field is declared once, with its range, unit and meaning."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from models.precision import PRECISIONS
+from utils.errors import InputError
+from utils.settings import Settings, setting
+
+OPERATORS = ("auto", "hankel", "llr", "motion")
+SAMPLERS = ("cascade", "published")
+MODELS = ("global", "local")
+
+
+@dataclass(frozen=True)
+class PrepareSettings(Settings):
+    """How a scan becomes a problem to solve; fields of `config.data`."""
+
+    part: ClassVar[str] = "data"
+
+    periodic: bool | None = setting(
+        None, "whether the last frame is followed by the first; None: found in the data", optional=bool
+    )
+    maps: str = setting("auto", "coil maps: walsh, espirit, or a file; auto: walsh where the temporal mean is complete")
+    virtual_coils: int = setting(0, "coils after compression; 0: the fewest that hold 99 % of the signal", least=0)
+
+
+@dataclass(frozen=True)
+class OUSettings(Settings):
+    """The optimization unit: low rank with data consistency."""
+
+    part: ClassVar[str] = "ou"
+
+    after: str = setting(
+        "both", "where the OU follows: both GM and LM (paper, Fig. 1), the last of them (its code), or never",
+        choices=("both", "last", "never"),
+    )  # fmt: skip
+    operator: str = setting(
+        "auto", "hankel: structured (published); llr: locally low rank; motion: llr, then along the motion; auto: "
+        "hankel for the published sampler, else motion", choices=OPERATORS
+    )  # fmt: skip
+    window: int = setting(8, "hankel: k-space window, samples", least=1)
+    rank: int = setting(0, "hankel: singular vectors kept; 0: the published share, 96 for 16 frames", least=0)
+    hankel_iterations: int = setting(20, "hankel: iterations of the OU alone", least=1)
+    patches: tuple = setting((6, 8, 12), "llr: patch sizes in turn, pixels", least=1)
+    noise_floor: float = setting(0.0004, "llr: noise per pixel, in units of the scan's scale", above=0)
+    llr_iterations: int = setting(100, "llr: FISTA iterations of the OU alone", least=1)
+    motion_patches: tuple = setting((4, 6, 8), "motion: patch sizes to choose from, pixels", least=1)
+    motion_patch: int = setting(0, "motion: patch size, pixels; 0: chosen on held-out samples", least=0)
+    motion_steps: int = setting(40, "motion: steps of the schedule of noise levels", least=1)
+    motion_taken: int = setting(0, "motion: steps taken; 0: chosen on held-out samples", least=0)
+    motion_first: float = setting(0.05, "motion: noise per pixel of the first step, units of the scan's scale", above=0)
+    motion_last: float = setting(0.001, "motion: noise per pixel of the last step, units of the scan's scale", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.motion_first < self.motion_last:
+            raise InputError("ou.motion_first must be at least ou.motion_last.")
+        if self.motion_taken and not self.motion_patch:
+            raise InputError("ou.motion_taken belongs to one ou.motion_patch; give both, or neither.")
+        if self.motion_taken > self.motion_steps:
+            raise InputError(f"ou.motion_taken must be at most ou.motion_steps = {self.motion_steps}.")
+        if not (self.patches and self.motion_patches):
+            raise InputError("ou.patches and ou.motion_patches must name at least one size.")
+
+
+@dataclass(frozen=True)
+class SamplingSettings(Settings):
+    """The cascade of the two models."""
+
+    part: ClassVar[str] = "sampling"
+
+    sampler: str = setting("published", "published: the paper's; cascade: GM, then LM, once each", choices=SAMPLERS)
+    order: tuple = setting(MODELS, "the models of the cascade, in their order", choices=None)
+    samples: int = setting(0, "cascade: posterior samples for the error map; 0: no map", least=0)
+    start: str = setting(
+        "zero_filled", "published: what it starts from", choices=("zero_filled", "pseudo_reference")
+    )
+    num_scales: int = setting(1000, "published: N, noise levels over the range the networks were trained for", least=2)
+    iterations: int = setting(300, "published: noise levels used, from the largest down", least=1)
+    snr: float = setting(0.075, "published: r of the Langevin corrector", above=0)
+    copies: int = setting(3, "published: noise copies that share a corrector step", least=1)
+    batch_size: int = setting(16, "frames per network pass; temporal networks take the whole scan", least=1)
+    precision: str = setting("fp32", "of the network passes", choices=PRECISIONS)
+    compile: bool = setting(False, "torch.compile the networks; on a GPU with CUDA graphs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.order or not set(self.order) <= set(MODELS):
+            raise InputError(f"sampling.order {tuple(self.order)} must name global, local or both.")
+        if self.iterations > self.num_scales:
+            raise InputError(f"sampling.iterations must be at most sampling.num_scales = {self.num_scales}.")
+        if self.samples == 1:
+            raise InputError("sampling.samples must be 0 or at least 2, not 1.")

@@ -1,0 +1,67 @@
+"""The files of one reconstruction, and what a command prints at its end."""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+import torch
+
+from mri.metrics import COMMON_SCALE_COLUMNS, moving_row
+from report.figures import error_map_picture, film, montage, xt_profile
+from report.tables import markdown, write_csv
+
+Tensor = torch.Tensor
+
+SCORES = ("psnr_common", "ssim_common", "nmse", "gain", "edge_time", "psnr", "ssim", "mse_e4")
+METRICS = ("method", *SCORES, "snr", "seconds")
+MANY = ("scan", *METRICS)  # of a table of many scans
+
+
+def write_reconstruction(out: Path, image: Tensor) -> None:
+    """`reconstruction.npy` (frames, height, width) and `.mat` (variable `image`, same axes), complex64."""
+    array = image.to(torch.complex64).numpy()
+    np.save(out / "reconstruction.npy", array)
+    scipy.io.savemat(out / "reconstruction.mat", {"image": array}, do_compression=True)
+
+
+def write_pictures(
+    out: Path, images: dict[str, Tensor], reference: Tensor | None, error_std: Tensor | None = None
+) -> None:
+    """`montage.png`, `xt_profile.png` and `cine.gif`, the reference first when there is one; `deviation.png`."""
+    series = {} if reference is None else {"reference": reference.abs().numpy()}
+    series.update({name: image.abs().numpy() for name, image in images.items()})
+    name = None if reference is None else "reference"
+    frames = len(images["gldm"])
+    montage(out / "montage.png", series, name, sorted({0, frames // 3, 2 * frames // 3}))
+    xt_profile(out / "xt_profile.png", series, name, moving_row(images["gldm"]))
+    film(out / "cine.gif", series, name)
+    if error_std is not None:
+        error = None
+        if reference is not None and reference.is_complex():
+            error = (images["gldm"] - reference).abs().numpy()
+        path = out / "deviation.png"
+        error_map_picture(path, images["gldm"].abs().numpy(), error_std.numpy(), error, frames // 3)
+
+
+def write_scores(out: Path, rows: list[dict]) -> None:
+    """`metrics.csv`, and `metrics_common_scale.csv` with all scores on one scale."""
+    write_csv(out / "metrics.csv", rows, METRICS)
+    write_csv(out / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
+
+
+def summary(out: Path, rows: list[dict]) -> str:
+    """What a command says at its end: the table, and where the files are."""
+    table = ""
+    if rows:
+        table = markdown(rows, METRICS) + (
+            "\n_common, nmse and gain compare the scan on one scale; edge_time above 1 means that time is smoothed;"
+            "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own maximum, as the paper does.\n\n"
+        )
+    files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
+    if rows:
+        files = ["metrics.csv", "metrics_common_scale.csv", *files]
+    files += [name for name in OPTIONAL if (out / name).exists()]
+    return table + "\n".join(str(out / name) for name in files)
+
+
+OPTIONAL = ("coil_maps.npy", "deviation.npy", "deviation.png")

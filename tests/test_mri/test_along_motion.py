@@ -1,0 +1,151 @@
+"""Low rank along the motion: the tracks, the shrinkage and the iteration."""
+
+import pytest
+import torch
+
+from mri.lowrank import along_motion as module
+from mri.lowrank.along_motion import (
+    MEMBERS,
+    SEARCH,
+    Schedule,
+    Tracks,
+    motion_low_rank,
+    nearest_frames,
+    shrink_tracks,
+    track,
+)
+from mri.lowrank.locally import shrink_patches
+from mri.masks import make_mask
+from mri.operators import ForwardModel
+from mri.phantom import make_phantom
+from mri.view_sharing import share_views
+from utils.errors import InputError
+
+
+def texture(height=24, width=20, seed=0):
+    return torch.randn(height, width, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def moving(frames=8, seed=0):
+    """A texture that moves one pixel down and one left from frame to frame, there and back."""
+    image = texture(seed=seed)
+    places = [min(t, frames - t) for t in range(frames)]
+    return torch.stack([torch.roll(image, (place, -place), dims=(0, 1)) for place in places])
+
+
+def test_patches_are_followed():
+    image = moving(4)
+    tracks = track(image, 5)
+    assert tracks.corners.shape == (4 * 12 * 10, 4)  # every frame is a reference; patches start every 2 pixels
+    height, width = image.shape[1:]
+    reference = tracks.corners[tracks.corners[:, 0] // (height * width) == 0]  # nearest to a frame is the frame itself
+    shift = {0: 0, 1: 1, 2: 2, 3: 1}
+    for place, member in enumerate(nearest_frames(4, 0, False).tolist()):
+        assert (reference[:, place] // (height * width) == member).all()
+        own, other = reference[:, 0] % (height * width), reference[:, place] % (height * width)
+        down, left = shift[member], shift[member]
+        expected = (own // width + down) % height * width + (own % width - left) % width
+        assert torch.equal(other, expected)
+
+
+def test_motion_beyond_the_search_is_not_followed(monkeypatch):
+    far = torch.stack([texture(), torch.roll(texture(), (SEARCH + 1, 0), dims=(0, 1))])
+
+    def followed():
+        corners = track(far, 6).corners
+        places = corners[corners[:, 0] < far[0].numel()] % far[0].numel()  # of the first frame as reference
+        return torch.equal(places[:, 1], (places[:, 0] + (SEARCH + 1) * far.shape[2]) % far[0].numel())
+
+    assert not followed()
+    monkeypatch.setattr(module, "SEARCH", SEARCH + 1)
+    assert followed()
+
+
+def test_of_equal_matches_the_nearest_is_taken():
+    corners = track(torch.zeros(3, 12, 12, dtype=torch.complex64), 4).corners % 144
+    assert (corners == corners[:, :1]).all()
+
+
+def test_what_moves_without_changing_has_rank_one():
+    """The threshold that takes most of the noise leaves the moving texture; at fixed places it cannot."""
+    truth = moving()
+    noisy = truth + 0.2 * torch.stack([texture(seed=seed) for seed in range(1, 9)])
+    threshold = 0.2 * (6 + 8**0.5)
+    followed = shrink_tracks(noisy, track(noisy, 6), threshold)
+    fixed = shrink_patches(noisy, threshold, 6)
+    error = {name: (image - truth).norm() / (noisy - truth).norm() for name, image in
+             {"followed": followed, "fixed": fixed}.items()}  # fmt: skip
+    assert error["followed"] < 0.55 and error["fixed"] > 1
+
+
+@pytest.mark.parametrize("patch", [2, 3])  # fewer pixels than members, and more
+def test_garrote_of_the_singular_values(patch):
+    """Patches that tile the image, so that every group can be seen on its own."""
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(6, 6, 6, dtype=torch.complex64, generator=generator)
+    rows = torch.arange(0, 6, patch)
+    first = (rows[:, None] * 6 + rows).flatten()[:, None]
+    tracks = Tracks(first + 36 * torch.arange(6), patch, torch.ones(6, 6, 6))
+    found = shrink_tracks(image, tracks, 1.5)
+    for top in rows.tolist():
+        for left in rows.tolist():
+            block = (slice(None), slice(top, top + patch), slice(left, left + patch))
+            u, s, v = torch.linalg.svd(image[block].flatten(1), full_matrices=False)
+            expected = (u * (s * (1 - 1.5**2 / s**2).clamp(min=0))) @ v
+            assert torch.allclose(found[block].flatten(1), expected, atol=1e-5)
+
+
+def test_threshold_zero_changes_nothing_and_pixels_of_no_patch_stay(monkeypatch):
+    image = moving()
+    tracks = track(image, 4)
+    assert torch.allclose(shrink_tracks(image, tracks, 0.0, (1, 1)), image, atol=1e-5)
+    covered = torch.zeros(image.shape)
+    covered[:, 3:7, 5:9] = 1
+    one = Tracks((3 * 20 + 5 + 480 * torch.arange(8))[None], 4, covered)
+    found = shrink_tracks(image, one, 1e3)
+    assert torch.equal(found[covered == 0], image[covered == 0])
+    assert (found[covered > 0] == 0).all()
+    whole = shrink_tracks(image, tracks, 1.0)
+    monkeypatch.setattr(module, "GROUPS", 7)
+    assert torch.allclose(shrink_tracks(image, track(image, 4), 1.0), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frames", "members", "references"), [(3, 3, 3), (8, 8, 4), (40, MEMBERS, 10)])
+def test_groups_of_short_and_long_scans(frames, members, references):
+    image = torch.stack([texture(8, 8, seed=seed) for seed in range(frames)])
+    assert track(image, 4).corners.shape == (references * 16, members)
+
+
+def test_nearest_frames():
+    assert nearest_frames(6, 5, False).tolist() == [5, 4, 3, 2, 1, 0]
+    assert nearest_frames(6, 5, True).tolist() == [5, 0, 4, 1, 3, 2]
+
+
+@pytest.mark.parametrize("coils", [1, 3])
+def test_steps_keep_the_measured_samples_and_improve(coils):
+    truth = make_phantom(8, 64, 3)
+    mask = make_mask("uniform", (8, 64, 64), 4, 8)
+    maps = torch.ones(1, 64, 64, dtype=torch.complex64)
+    if coils > 1:
+        phase = torch.linspace(0, 3, 64)[:, None] * torch.arange(1, coils + 1)[:, None, None]
+        maps = torch.polar(torch.ones(coils, 64, 64), phase.expand(coils, 64, 64)) / coils**0.5
+    model = ForwardModel(mask, maps)
+    measured = model.forward(truth)
+    start = model.combine(share_views(measured, mask, periodic=True)[0])
+    steps = list(motion_low_rank(start, model, measured, 6, Schedule(0.05, 0.002, 15), True, seed=1))
+    assert len(steps) == 15
+    assert all(model.residual(step, measured) < (1e-6 if coils == 1 else 0.02) for step in steps)
+    *_, again = motion_low_rank(start, model, measured, 6, Schedule(0.05, 0.002, 15), True, seed=1)
+    assert torch.equal(again, steps[-1])
+    assert (steps[-1] - truth).norm() < 0.5 * (start - truth).norm()
+
+
+def test_schedule_falls_geometrically():
+    noise = [Schedule(0.08, 0.01, 4).noise(step) for step in range(4)]
+    assert noise == pytest.approx([0.08, 0.04, 0.02, 0.01])
+    assert Schedule(0.08, 0.01, 1).noise(0) == 0.08
+
+
+def test_patch_larger_than_the_image():
+    with pytest.raises(InputError, match="does not fit"):
+        track(moving(2), 25)

@@ -1,0 +1,64 @@
+"""Synthetic scenes: how they move, and their acquisitions."""
+
+import pytest
+import torch
+
+from mri.fourier import fft2c
+from mri.masks import is_lines, make_mask, net_acceleration
+from mri.phantom import make_phantom
+from mri.scenes import acquire_scene, make_scene
+from mri.view_sharing import looks_periodic
+from utils.errors import InputError
+
+
+def test_scenes_are_seeded_differ_and_move():
+    images = [make_scene(6, 48, 64, seed)[0] for seed in (0, 1, 0)]
+    assert images[0].shape == (6, 48, 64) and images[0].dtype == torch.complex64
+    assert torch.equal(images[0], images[2]) and not torch.equal(images[0], images[1])
+    assert all(abs(image.abs().max() - 1) < 1e-5 for image in images)
+    moving = [make_scene(6, 64, 64, seed)[0] for seed in range(8)]
+    assert max((image - image.mean(0)).norm() / image.norm() for image in moving) > 0.05
+
+
+def test_a_periodic_scene_returns():
+    """Of a periodic scene the last frame is no further from the first than neighbours are from each other."""
+    for seed in range(30):
+        image, periodic = make_scene(12, 48, 48, seed)
+        steps = (torch.roll(image.abs(), -1, 0) - image.abs()).flatten(1).norm(dim=1)
+        if periodic and steps.max() > 0.3:  # with motion, and without what flickers
+            assert steps[-1] <= 1.5 * steps[:-1].max()
+
+
+@pytest.mark.parametrize("shape", [(4, 63, 64), (4, 64, 16), (0, 64, 64)])
+def test_scenes_that_cannot_be_made(shape):
+    with pytest.raises(InputError, match="cannot be made"):
+        make_scene(*shape)
+
+
+def test_acquisitions_vary_and_leave_no_line_to_nobody():
+    image, _ = make_scene(8, 64, 64, 1)
+    rates = set()
+    for seed in range(12):
+        scan = acquire_scene(image, seed)
+        if is_lines(scan.mask):
+            assert scan.mask.any(dim=0).all()
+        assert (scan.kspace[~scan.mask] == 0).all() and scan.mask.flatten(1).any(1).all()
+        noise = (scan.kspace - fft2c(image))[scan.mask].abs().mean()
+        assert 1e-4 < noise < 2e-2
+        rates.add(round(net_acceleration(scan.mask), 2))
+    assert len(rates) > 6 and max(rates) <= 9
+
+
+@pytest.mark.parametrize("pattern,acs", [("uniform", 8), ("radial", 0)])
+def test_periodic_scans_are_told_from_others(pattern, acs):
+    image = make_phantom(16, 64, 0).to(torch.complex64)
+    mask = make_mask(pattern, (16, 64, 64), 4, acs)
+    assert looks_periodic((fft2c(image) * mask)[:, None], mask)
+    part = image[:9]  # half a heartbeat
+    assert not looks_periodic((fft2c(part) * mask[:9])[:, None], mask[:9])
+
+
+def test_nothing_shared_is_not_called_periodic():
+    image = make_phantom(16, 64, 0).to(torch.complex64)
+    mask = make_mask("uniform", (16, 64, 64), 4, 0)
+    assert not looks_periodic((fft2c(image) * mask)[:, None], mask)

@@ -1,0 +1,125 @@
+"""From a scan to the problem: what is decided, said and refused."""
+
+import pytest
+import torch
+
+from mri.fourier import fft2c, ifft2c
+from mri.masks import make_mask
+from mri.phantom import make_coil_maps, make_phantom, simulate_scan
+from mri.scan import Reference, Scan
+from reconstruction.prepare import prepare
+from reconstruction.settings import PrepareSettings
+from utils.errors import InputError
+
+
+def scan_of(coils=4, noise=0.01, frames=6, **more):
+    found = simulate_scan("simple", frames, 64, 0, coils, noise)
+    mask = make_mask("uniform", (frames, 64, 64), 3, 8)
+    return Scan.from_arrays(found.kspace, mask, **{"noise_samples": found.noise, **more}), found
+
+
+def test_one_coil_is_left_as_it_is():
+    image, mask = make_phantom(6, 64, 0), make_mask("uniform", (6, 64, 64), 3, 8)
+    problem = prepare(Scan.from_arrays(fft2c(image), mask))
+    assert torch.equal(problem.model.maps, torch.ones(1, 64, 64, dtype=torch.complex64))
+    assert torch.allclose(problem.measured[:, 0] * problem.scale, torch.where(mask, fft2c(image), 0), atol=1e-6)
+    assert torch.equal(problem.reference_image(Reference(image=image)), image)
+    assert len(problem.notes) == 1 and "estimated" in problem.notes[0]
+
+
+def test_what_is_decided_is_said():
+    scan, _ = scan_of()
+    problem = prepare(scan)
+    notes = "\n".join(problem.notes)
+    for words in ("whitened by 4096 noise samples of 4 coils", "virtual coils with", "root sum of squares", "Walsh",
+                  "σ = 0.01 per complex sample (measured)", "SNR"):  # fmt: skip
+        assert words in notes
+    assert problem.noise_known and problem.snr == pytest.approx(problem.scale / 0.01, rel=0.05)
+    assert prepare(Scan.from_arrays(scan.kspace, scan.mask), PrepareSettings(periodic=True)).periodic
+    assert len(prepare(scan, PrepareSettings(virtual_coils=2)).matrix) == 2
+
+
+def test_image_units_are_those_of_the_input():
+    """|x| is the root of the sum of squares of the whitened coils times their mean noise, whatever scales the coils."""
+    scan, found = scan_of(noise=0.002)
+    gains = torch.tensor([1.0, 2.0, 0.5, 3.0])[:, None, None]
+    scaled = Scan.from_arrays(scan.kspace * gains, scan.mask, noise_samples=found.noise * gains[:, :, 0])
+    level = (0.002**2 * gains.square().mean()).sqrt() / 0.002
+    settings = PrepareSettings(virtual_coils=4)
+    images = [prepare(one, settings) for one in (scan, scaled)]
+    first, second = (problem.finished(problem.view_sharing()).abs() for problem in images)
+    assert (second / level - first).norm() < 0.02 * first.norm()
+    full = simulate_scan("simple", 6, 64, 0, 4, 0.002)
+    reference = Reference(kspace=full.kspace)
+    expected = ifft2c(full.kspace).abs().square().sum(1).sqrt()
+    assert (images[0].reference_image(reference) - expected).norm() < 0.01 * expected.norm()
+
+
+def test_a_dead_coil_is_left_out_and_named():
+    scan, found = scan_of()
+    kspace = scan.kspace.clone()
+    kspace[:, 2] = 0
+    problem = prepare(Scan.from_arrays(kspace, scan.mask, noise_samples=found.noise, coil_maps=found.maps))
+    assert problem.notes[0] == "coil 2 (counted from 0) measured nothing and is left out"
+    assert problem.matrix.shape[1] == 3
+    kspace[:, 0] = 0
+    assert prepare(Scan.from_arrays(kspace, scan.mask)).notes[0].startswith("coils 0, 2 (counted from 0)")
+    with pytest.raises(InputError, match="every measured sample of the scan is zero"):
+        prepare(Scan.from_arrays(0 * kspace, scan.mask))
+
+
+def test_a_coil_that_is_not_finite_is_named():
+    scan, _ = scan_of()
+    kspace = scan.kspace.clone()
+    kspace[1, 3, 32, 5] = float("nan")
+    with pytest.raises(InputError, match=r"a sample of coil 3 \(counted from 0\) is NaN"):
+        Scan.from_arrays(kspace, scan.mask)
+
+
+def test_maps_that_do_not_fit():
+    scan, found = scan_of()
+    holed = found.maps.clone()
+    holed[:, 28:36, 28:36] = 0
+    for maps, words in ((found.maps[:, :60], "the coil maps are"), (holed, "zero inside the object")):
+        with pytest.raises(InputError, match=words):
+            prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=maps))
+    given = prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=3 * found.maps))
+    assert "from the file" in "\n".join(given.notes)
+    norm = given.model.maps.abs().square().sum(0)
+    assert torch.allclose(norm, torch.ones(64, 64), atol=1e-4)
+
+
+def test_settings_that_do_not_fit():
+    scan, found = scan_of()
+    with pytest.raises(InputError, match="9 virtual coils are more than the 4 coils"):
+        prepare(scan, PrepareSettings(virtual_coils=9))
+    with pytest.raises(InputError, match="neither walsh, espirit nor a file"):
+        prepare(scan, PrepareSettings(maps="best"))
+    with pytest.raises(InputError, match="the noise samples are of 3 coils and the scan has 4"):
+        prepare(Scan.from_arrays(scan.kspace, scan.mask, noise_samples=found.noise[:3]))
+
+
+def test_maps_where_the_mean_is_not_complete():
+    """ESPIRiT on the complete centre, or what is used where that is too small."""
+    pytest.importorskip("sigpy")
+    found = simulate_scan("simple", 6, 64, 0, 4, 0.01)
+    rows = (torch.arange(64) - 32).abs()
+    for half, words in ((10, "ESPIRiT on the central 18 x 18"), (4, "Walsh's method")):
+        mask = ((rows < half) | (torch.arange(64) % 4 == 0))[None, :, None].expand(6, 64, 64)
+        scan = Scan.from_arrays(found.kspace, mask.contiguous())
+        assert any(words in note for note in prepare(scan).notes), words
+        notes = prepare(scan, PrepareSettings(maps="espirit")).notes
+        assert any(("too small for ESPIRiT" if half == 4 else words) in note for note in notes)
+
+
+def test_columns_are_turned_into_rows_and_back():
+    found = simulate_scan("simple", 6, 64, 0, 3, 0.0)
+    mask = make_mask("uniform", (6, 64, 64), 3, 8)
+    maps = make_coil_maps(3, 64, 64)
+    one = prepare(Scan.from_arrays(found.kspace, mask, coil_maps=maps))
+    turned = prepare(Scan.from_arrays(found.kspace.mT, mask.mT, coil_maps=maps.mT))
+    assert turned.turned and not one.turned
+    assert torch.equal(turned.model.mask, one.model.mask)
+    image = one.view_sharing()
+    assert torch.allclose(turned.finished(turned.view_sharing()), one.finished(image).mT, atol=1e-4)
+    assert torch.allclose(turned.finished_maps(), one.finished_maps().mT, atol=1e-4)

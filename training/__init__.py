@@ -1,0 +1,1 @@
+"""Training of GM and LM: settings, objectives, data files, the loop, processes."""

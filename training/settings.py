@@ -1,0 +1,153 @@
+"""What a user may set of a training; each field is declared once, with its range, unit and meaning."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from models.context import Context
+from models.ncsnpp import NCSNpp
+from mri.intake import Intake
+from mri.view_sharing import WINDOWS
+from reconstruction.settings import PRECISIONS, OUSettings, PrepareSettings
+from utils.errors import InputError
+from utils.settings import Settings, setting
+
+OBJECTIVES = ("dsm", "synthetic", "self_supervised")
+
+
+@dataclass(frozen=True)
+class WeightSettings(Settings):
+    """The weight of k-space that models of the published kind see (`mri.weighting`)."""
+
+    part: ClassVar[str] = "weight"
+
+    power: float = setting(1.0, "w ∝ r^power", least=0)
+    data_std: float = setting(0.5, "standard deviation of the weighted data per real channel", above=0)
+
+
+@dataclass(frozen=True)
+class PseudoReferenceSettings(Settings):
+    """What the local model learns from; the global one learns from all frames merged."""
+
+    part: ClassVar[str] = "pseudo_reference"
+
+    window: str = setting("nearest", "frames that fill a frame's gaps", choices=WINDOWS)
+    local_window: int = setting(4, "window local: frames per group", least=1)
+
+
+@dataclass(frozen=True)
+class ModelSettings(Settings):
+    """The score network, NCSN++ (`models.ncsnpp`)."""
+
+    part: ClassVar[str] = "model"
+
+    image_size: int = setting(192, "pixels the network is designed for, and of embedded hearts", least=16)
+    nf: int = setting(128, "features at full resolution", least=1)
+    ch_mult: tuple = setting((1, 1, 2, 2, 2, 2, 2), "multiples of nf per level, finest first", least=1)
+    num_res_blocks: int = setting(2, "residual blocks per level", least=1)
+    attn_resolutions: tuple = setting((16,), "resolutions that attend; the bottleneck always does", least=1)
+    sigma_min: float = setting(0.01, "smallest noise level, in the units of the data", above=0)
+    sigma_max: float = setting(4.0, "largest noise level", above=0)
+    dropout: float = setting(0.0, "probability, in training", least=0, most=0.9)
+    ema_rate: float = setting(0.999, "decay of the running average of the weights", least=0, most=1)
+    temporal: bool = setting(False, "every level sees the frames before and after; objectives with context only")
+    patch: int = setting(1, "pixels per side that the network takes as one", least=1)
+
+    def network(self, context: Context | None) -> NCSNpp:
+        """The network, freshly initialised."""
+        fields = {name: value for name, value in asdict(self).items() if name != "ema_rate"}
+        return NCSNpp(in_channels=2 + (context.channels if context else 0), num_channels=2, centered=True, **fields)
+
+
+@dataclass(frozen=True)
+class ContextSettings(Settings):
+    """The neighbouring frames that a prior with context sees, as differences in frames."""
+
+    part: ClassVar[str] = "context"
+
+    global_offsets: tuple = setting((-4, -2, -1, 1, 2, 4), "of GM, which also sees the temporal mean")
+    local_offsets: tuple = setting((-2, -1, 1, 2), "of LM")
+
+    def context(self, name: str) -> Context:
+        """The context of GM or LM (`name`)."""
+        if name == "global":
+            return Context(self.global_offsets, mean=True, merge=True, own=True, near=True)
+        return Context(self.local_offsets, merge=True, own=True, near=True)
+
+
+@dataclass(frozen=True)
+class OptimSettings(Settings):
+    """Adam."""
+
+    part: ClassVar[str] = "optim"
+
+    lr: float = setting(2e-4, "learning rate", least=0)
+    schedule: str = setting("constant", "after the warm-up; cosine: falls to 0 at training.n_iters",
+                            choices=("constant", "cosine"))  # fmt: skip
+    warmup: int = setting(5000, "steps of linear warm-up", least=0)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """Objective, batches and files of a training."""
+
+    part: ClassVar[str] = "training"
+
+    objective: str = setting(
+        "dsm", "dsm: published, denoise merged frames; synthetic: moving scenes; self_supervised: samples held out of "
+        "the scans", choices=OBJECTIVES
+    )  # fmt: skip
+    batch_size: int = setting(4, "frames per step, of all processes and accumulated parts together", least=1)
+    accumulation: int = setting(1, "parts, one after the other, of a process's share of a batch", least=1)
+    precision: str = setting("fp32", "of the network's layers; weights and average stay float32", choices=PRECISIONS)
+    workers: int | None = setting(None, "processes that draw batches; None: 0 on a CPU, else up to 12", least=0,
+                                  optional=int)  # fmt: skip
+    n_iters: int = setting(2_000_001, "steps", least=1)
+    log_freq: int = setting(50, "steps between TensorBoard scalars", least=1)
+    snapshot_freq: int = setting(10000, "steps between checkpoints that are kept, and TensorBoard images", least=1)
+    keep_snapshots: int = setting(5, "checkpoints that stay, the newest", least=1)
+    snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
+    compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
+    init: str = setting("", "model.safetensors to begin from, for GM and LM alike; empty: at random")
+    ou: str = setting("llr", "synthetic, and self_supervised with ou.operator=auto: the OU whose errors are learned",
+                      choices=("llr", "motion"))  # fmt: skip
+    scenes: int = setting(2000, "synthetic: number of scenes", least=1)
+    scene_frames: int = setting(16, "synthetic, self_supervised: most frames of one scan in a batch", least=1)
+    columns: int = setting(48, "synthetic, self_supervised: columns of a scan in a batch, for masks of lines; 0: all",
+                           least=0)  # fmt: skip
+    steps: int = setting(2, "synthetic, self_supervised: steps of the prior, trained through and so used", least=1)
+    splits: int = setting(8, "self_supervised: ways to hold out samples of each scan", least=1)
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """All that a training run depends on."""
+
+    seed: int
+    intake: Intake
+    prepare: PrepareSettings
+    weight: WeightSettings
+    pseudo_reference: PseudoReferenceSettings
+    model: ModelSettings
+    context: ContextSettings
+    training: TrainingSettings
+    optim: OptimSettings
+    ou: OUSettings
+
+    def __post_init__(self) -> None:
+        if self.model.temporal and self.training.objective == "dsm":
+            raise InputError("training.objective dsm learns from single frames; set model.temporal=false.")
+
+    def record(self) -> dict[str, Any]:
+        """As JSON types, by the parts of a configuration."""
+        parts = (self.weight, self.pseudo_reference, self.model, self.context, self.training, self.optim, self.ou)
+        found: dict[str, Any] = {"seed": self.seed, "data": {**asdict(self.intake.data), **asdict(self.prepare)}}
+        found["mask"] = asdict(self.intake.mask)
+        found |= {part.part: asdict(part) for part in parts}
+        return plain(found)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON gives it back: tuples as lists."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, (list, tuple)) else value
