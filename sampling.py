@@ -352,7 +352,7 @@ def _priors_note(schedule, order: tuple[str, ...]) -> str:
     if not schedule.held_out:
         return "priors: rejected, because the mask leaves no sample to hold out"
     if not schedule.steps:
-        return "priors: GM and LM rejected, they do not lower the held-out error"
+        return f"priors: {' and '.join(roles[name] for name in order)} rejected, because the held-out error does not fall"
     each = ", ".join(
         f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
         for name, size in zip(order, schedule.step_sizes, strict=True)

@@ -134,8 +134,9 @@ def random_priors(config: ml_collections.ConfigDict, precision: str = "fp32", co
 
 def reconstruction(small: bool) -> Iterator[dict]:
     """Whole reconstructions: the shipped priors, and random ones of published size by both samplers."""
+    rows = [("phantom0", "llr"), (0, "motion")] + ([] if small else [("phantom0", "motion")])
     for size in (64,) if small else (96, 192):
-        for source, operator in (("phantom0", "llr"), ("phantom0", "motion"), (0, "motion")):
+        for source, operator in rows:
             config = cpu_demo.get_config()
             config.data.size, config.data.frames = size, 5 if small else 16
             config.ou.operator = operator

@@ -1,8 +1,8 @@
 """Seconds and memory, side by side in one process: `python -m benchmarks.speed [--only ou --size 192 --frames 16]`.
 
-The OU's structured low-rank step and its published form, one network pass, and a whole reconstruction by each sampler.
-`torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The scans are the simple phantom, one coil without
-noise, and for `gldm_cascade_coils` the embedded heart, 8 coils with noise.
+The OU's structured low-rank step and its published form, one network pass, a whole reconstruction by each sampler, and
+the default OU with one coil and with eight. `torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The
+scans are the simple phantom, one coil without noise, and for the rows with coils the embedded heart with noise.
 """
 
 import argparse
@@ -201,7 +201,8 @@ def coil_rows(size: int, frames: int) -> Iterator[dict]:
             seconds[part].append(time.perf_counter() - begun)
     alone = statistics.median(seconds["ou_motion_one_coil"])
     for part, problem in problems.items():
-        own, note = statistics.median(seconds[part]), f"{problem.model.coils} virtual coils"
+        own = statistics.median(seconds[part])
+        note = f"{problem.model.coils} virtual coil(s); ratio: seconds over those of one coil"
         yield {"part": part, "size": size, "frames": frames, "seconds": own, "ratio": own / alone, "note": note}
 
 

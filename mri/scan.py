@@ -119,6 +119,14 @@ class Scan:
             raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
         return cls(kspace, mask, **more)
 
+    def turned(self) -> "Scan":
+        """The scan with rows and columns exchanged."""
+        maps = None if self.coil_maps is None else self.coil_maps.mT.contiguous()
+        averages = None if self.averages is None else self.averages.mT.contiguous()
+        return replace(
+            self, kspace=self.kspace.mT.contiguous(), mask=self.mask.mT.contiguous(), coil_maps=maps, averages=averages
+        )
+
     def to(self, device: torch.device | str) -> "Scan":
         """With k-space, mask and maps on `device`."""
         maps = None if self.coil_maps is None else self.coil_maps.to(device)

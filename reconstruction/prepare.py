@@ -121,13 +121,12 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     """
     settings = settings or PrepareSettings()
     scan, notes = _without_dead_coils(scan)
+    turned = lines_along_rows(scan.mask) is not scan.mask
+    if turned:
+        scan = scan.turned()
     scan, matrix, noise_std, known, more = _white_coils(scan.to(device), settings)
     notes += more
     kspace, mask, maps = scan.kspace, scan.mask, scan.coil_maps
-    turned = lines_along_rows(mask) is not mask
-    if turned:
-        kspace, mask = kspace.mT.contiguous(), mask.mT.contiguous()
-        maps = None if maps is None else maps.mT.contiguous()
     if scan.coils > 1:
         maps, sentence = _maps(kspace, mask, maps, settings.maps)
         notes.append(sentence)
@@ -209,7 +208,7 @@ def _white_coils(
         raise InputError(f"{settings.virtual_coils} virtual coils are more than the {scan.coils} coils of the scan.")
     compressed = coils.compression(kspace, scan.mask, level, settings.virtual_coils)
     kspace = coils.apply_matrix(compressed.matrix, kspace, axis=1)
-    matrix = compressed.matrix @ matrix
+    matrix = compressed.matrix.cpu() @ matrix
     notes.append(
         f"{scan.coils} coils compressed to {len(matrix)} virtual coils with {compressed.energy:.1%} of the signal"
     )
