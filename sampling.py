@@ -352,7 +352,8 @@ def _priors_note(schedule, order: tuple[str, ...]) -> str:
     if not schedule.held_out:
         return "priors: rejected, because the mask leaves no sample to hold out"
     if not schedule.steps:
-        return f"priors: {' and '.join(roles[name] for name in order)} rejected, because the held-out error does not fall"
+        names = " and ".join(roles[name] for name in order)
+        return f"priors: {names} rejected, because the held-out error does not fall"
     each = ", ".join(
         f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
         for name, size in zip(order, schedule.step_sizes, strict=True)

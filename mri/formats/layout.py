@@ -56,7 +56,7 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         )
     free = [i for i in kept if frames_axis is None or i != frames_axis % array.ndim]
     sampled = array != 0
-    constant = [i for i in free if np.mean(sampled.any(axis=i) & ~sampled.all(axis=i)) < 0.01]
+    constant = [i for i in free if _is_constant(sampled, i)]
     if not sampled.all() and len(constant) in (1, 2):
         short = sorted(constant, key=lambda i: array.shape[i])
         lengths = [array.shape[i] for i in short]
@@ -73,6 +73,13 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         f"{where} of shape {array.shape} could have its coils along several axes; name the one by --coils_axis (and "
         "the frames' by --frames_axis)."
     )
+
+
+def _is_constant(sampled: np.ndarray, axis: int) -> bool:
+    """Whether the mask is the same along an axis, apart from places without any sample, such as a dead coil."""
+    others = tuple(i for i in range(sampled.ndim) if i != axis)
+    alive = np.compress(sampled.any(axis=others), sampled, axis=axis)
+    return bool(np.mean(alive.any(axis=axis) & ~alive.all(axis=axis)) < 0.01)
 
 
 def _neighbour_difference(array: np.ndarray, axis: int) -> float:

@@ -349,6 +349,13 @@ def test_a_coil_axis_that_cannot_be_told(tmp_path, coils):
     refusal(path, "5 axes", load=formats.load_scan, key="kspace")
 
 
+def test_a_dead_coil_does_not_hide_the_coil_axis(tmp_path, coils):
+    kspace = coils[0].clone()
+    kspace[:, 1] = 0
+    np.save(tmp_path / "scan.npy", kspace.numpy())
+    assert torch.equal(formats.load_scan(tmp_path / "scan.npy", key="kspace").data, kspace)
+
+
 def test_nan_in_one_coil_names_it(tmp_path, coils):
     kspace = coils[0].clone()
     kspace[2, 3, 32, 7] = float("nan")
