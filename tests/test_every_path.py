@@ -95,9 +95,10 @@ def test_reconstruct(sampler, operator, coils, request):
 
 
 @pytest.mark.parametrize("coils", [1, 4])
+@pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_evaluate_a_folder(sampler, coils, scans, tmp_path, request, capsys):
-    config = config_for(sampler, "auto")
+def test_evaluate_a_folder(sampler, operator, coils, scans, tmp_path, request, capsys):
+    config = config_for(sampler, operator)
     config.eval.path = str(scans(coils))
     paths = request.getfixturevalue(SAMPLERS[sampler])
     config.eval.checkpoint_global, config.eval.checkpoint_local = map(str, paths)
@@ -111,9 +112,14 @@ def test_evaluate_a_folder(sampler, coils, scans, tmp_path, request, capsys):
 
 
 @pytest.mark.parametrize("coils", [1, 4])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_train(objective, coils, scans, tmp_path):
-    config = config_for()
+@pytest.mark.parametrize(
+    "objective,operator",
+    [*((objective, "llr") for objective in OBJECTIVES), ("synthetic", "motion"), ("self_supervised", "motion"),
+     ("self_supervised", "hankel")],
+)  # fmt: skip
+def test_train(objective, operator, coils, scans, tmp_path):
+    config = config_for(operator=operator)
+    config.training.ou = "motion" if operator == "motion" else "llr"
     config.data.path = str(scans(coils))
     config.data.virtual_coils = 0 if coils == 1 else 3
     config.training.update({"objective": objective, "n_iters": 2, "scenes": 2, "splits": 2, "scene_frames": 5,

@@ -259,6 +259,18 @@ with process_group("gloo"):
     assert threads()
     del network
 assert not threads(), threads()
+
+
+def stopped():
+    network = DistributedDataParallel(torch.nn.Linear(3, 3), forward_sync_buffers=False)
+    sys.exit(143)
+
+
+try:
+    with process_group("gloo"):
+        stopped()
+except SystemExit:
+    assert not threads(), threads()  # though the exception has been through frames that know of the network
 """
 
 
