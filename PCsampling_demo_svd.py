@@ -1,7 +1,7 @@
 """Reconstruct one scan: `python PCsampling_demo_svd.py [--data scan.mat --mask mask.mat --out folder]`.
 
-Without flags it reconstructs the embedded heart, eight coils with noise, with the shipped checkpoints. A folder or
-pattern of scans (`--data "scans/*.mat" --out folder`) is shared by the processes of `torchrun --nproc_per_node=N`.
+Without flags it reconstructs the built-in heart phantom, eight coils with noise, with the shipped checkpoints. A folder
+or pattern of scans (`--data "scans/*.mat" --out folder`) is shared by the processes of `torchrun --nproc_per_node=N`.
 """
 
 import os
@@ -24,12 +24,12 @@ FLAGS = flags.FLAGS
 
 define_config(Path(__file__).parent / "configs/ve/cpu_demo.py")
 flags.DEFINE_string(
-    "data", None, "Scan file (images or k-space), or a folder or pattern of scans; default: the embedded heart."
+    "data", None, "Scan file (images or k-space), or a folder or pattern of scans; default: the built-in heart phantom."
 )
 flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace).")
-flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: found.")
-flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: found.")
-flags.DEFINE_integer("coils_axis", None, "Axis of the coils in the file, e.g. 1; default: found.")
+flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: detected.")
+flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: detected.")
+flags.DEFINE_integer("coils_axis", None, "Axis of the coils in the file, e.g. 1; default: detected.")
 flags.DEFINE_string(
     "maps", None, "Coil maps: walsh, espirit, or a file (coils, height, width); default: chosen by the mask."
 )
@@ -43,27 +43,28 @@ flags.DEFINE_float(
 )
 flags.DEFINE_enum("dc", None, ["center", "corner"], "Where zero frequency lies in k-space files.")
 flags.DEFINE_integer(
-    "frames", None, "Frames to use; more than an image file holds: its cycle is repeated.",
+    "frames", None, "Frames to use. Image series with fewer frames are repeated cyclically; k-space is not.",
     lower_bound=2, upper_bound=1024
 )
 flags.DEFINE_integer(
-    "size", None, "Pixels to use: crops k-space to the centre (size of the embedded heart).",
+    "size", None, "Matrix size in pixels, even: crops k-space to its centre. Without --data: that of the phantom.",
     lower_bound=2, upper_bound=4096
 )
 flags.DEFINE_enum("phase", None, ["smooth", "none"], "Phase given to magnitude images (default smooth).")
-flags.DEFINE_string("mask", None, "Mask file; default: found from the zeros of k-space, or generated.")
-flags.DEFINE_string("mask_key", None, "Variable in the mask file; default: found.")
+flags.DEFINE_string("mask", None, "Mask file; default: detected from the zeros of k-space, or generated.")
+flags.DEFINE_string("mask_key", None, "Variable in the mask file; default: detected.")
 flags.DEFINE_enum("pattern", None, PATTERNS, "Mask to generate.")
-flags.DEFINE_float("acceleration", None, "R of the generated mask, before the ACS.")
+flags.DEFINE_float("acceleration", None, "Nominal acceleration of the generated mask, not counting the ACS lines.")
 flags.DEFINE_integer("acs", None, "Central lines of the generated mask.")
 flags.DEFINE_string("reference", None, "Fully sampled images to score against, after the reconstruction.")
-flags.DEFINE_string("reference_key", None, "Variable in the file of --reference; default: found.")
+flags.DEFINE_string("reference_key", None, "Variable in the file of --reference; default: detected.")
 flags.DEFINE_boolean("no_reference", False, "Do not score, even when the data are fully sampled.")
 flags.DEFINE_string("checkpoint_global", None, "GM: .safetensors or published .pth; default: shipped.")
 flags.DEFINE_string("checkpoint_local", None, "LM, likewise.")
 flags.DEFINE_string("sampler", None, "Sampler; default: the configuration's.")
 flags.DEFINE_integer(
-    "seed", 0, "Of the sampler's noise and of generated masks and phases.", lower_bound=0, upper_bound=2**32 - 1
+    "seed", 0, "Random seed of the sampler's noise, generated masks and simulated phase.",
+    lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_string("out", None, "Folder for the results; default: the next numbered one under result/.")
 flags.DEFINE_boolean("overwrite", False, "Replace the results in --out.")
@@ -98,7 +99,7 @@ def run() -> None:
     job = Job.from_config(configuration(), FLAGS.seed)
     several = FLAGS.data is not None and (Path(FLAGS.data).is_dir() or is_pattern(Path(FLAGS.data)))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (several and FLAGS.out):
-        raise InputError("several processes share a folder or a pattern of scans: give --data and --out for them.")
+        raise InputError("several processes of torchrun need --data with a folder or pattern of scans, and --out.")
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
     if FLAGS.out:
@@ -120,14 +121,14 @@ def reconstruct_one(job: Job, priors: Priors) -> None:
     reference = choose_reference(job, scan, reference)
     print(scan)
     folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
-    out, rows = run_lib.reconstruct_scan(scan, job, priors, folder, reference)
-    print(summary(out, rows))
+    out, rows, notes = run_lib.reconstruct_scan(scan, job, priors, folder, reference)
+    print(summary(out, rows, notes))
 
 
 def reconstruct_several(job: Job, priors: Priors) -> None:
     if FLAGS.reference:
         raise InputError("--reference belongs to one scan; of a folder only scans that are fully sampled are scored.")
-    sources = scan_files(FLAGS.data)
+    sources = scan_files(FLAGS.data, (job.intake.mask.path, job.intake.maps))
     out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
     print(f"{len(sources)} scans into {out}; the same command with --out {out} continues where it stops")
     run_lib.reconstruct_folder(
@@ -160,7 +161,7 @@ def configuration():
 def refuse_mask_flags(scan: Scan, reference: Reference | None) -> None:
     """Flags of a mask to generate mean nothing for k-space that is under-sampled already."""
     given = [f"--{name}" for name in ("pattern", "acceleration", "acs") if FLAGS[name].value is not None]
-    if "under-sampled as measured" in scan.source.found and given:
+    if "prospectively under-sampled" in scan.source.found and given:
         raise InputError(
             f"{scan.name} is under-sampled already, so {', '.join(given)} cannot apply; leave them out (the mask "
             "is found from the zeros), or give --mask."
@@ -175,7 +176,9 @@ def choose_reference(job: Job, scan: Scan, reference: Reference | None) -> Refer
         return None
     if not FLAGS.reference:
         return reference
-    return reference_from_file(job.intake, FLAGS.reference, FLAGS.reference_key, scan)
+    found = reference_from_file(job.intake, FLAGS.reference, FLAGS.reference_key, scan)
+    print(f"reference: {found.found}")
+    return found
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def compare_methods(
 
 def reconstruct_scan(
     scan: Scan, job: Job, priors: Priors, out: Path | Callable[[], Path], reference: Reference | None
-) -> tuple[Path, list[dict]]:
+) -> tuple[Path, list[dict], list[str]]:
     """Reconstruct one scan into a folder, which is there with all its files or not at all.
 
     Parameters
@@ -168,7 +168,7 @@ def reconstruct_scan(
 
     Returns
     -------
-    the folder, and the table's rows (empty without a reference).
+    the folder, the table's rows (empty without a reference), and the notes of the reconstruction.
     """
     problem = prepare(scan, job.prepare, device())
     print("\n".join(problem.notes))
@@ -181,9 +181,12 @@ def reconstruct_scan(
         rows = [{"method": m, **evaluate(x, truth), **more, "seconds": seconds[m]} for m, x in images.items()]
         gain = (result.image.norm() / truth.norm()).item()
         if not 0.5 < gain < 2:
-            print(f"the reconstruction is {gain:.3g} times as bright as the reference: NMSE compares them as they are")
+            print(
+                f"warning: the reconstruction is {gain:.3g} times as bright as the reference; psnr_common and nmse are "
+                "not corrected for that. Rescale the reference, or use psnr and ssim."
+            )
         if reference.noisy:
-            print("the reference has noise of its own, which limits the scores of every row")
+            print("the reference contains measurement noise, which limits the scores of every row")
     record = {
         "scan": scan.source.found,
         "request": job.request(scan.source.sha256, priors),
@@ -214,7 +217,7 @@ def reconstruct_scan(
     for name in ("metrics.csv", "metrics_common_scale.csv", *OPTIONAL):
         if name not in written:
             (out / name).unlink(missing_ok=True)
-    return out, rows
+    return out, rows, result.notes
 
 
 # ---------------------------------------------------------------------------------------- many scans
@@ -230,7 +233,8 @@ def evaluate_folder(
     paths = [config.eval[f"checkpoint_{name}"] or workdir / name / "model.safetensors" for name in MODELS]
     priors = load_priors(job.sampling, *paths)
     refuse_unwritable(out)
-    sources = scan_files(config.eval.path) if config.eval.path else [0]
+    beside = (job.intake.mask.path, job.intake.maps)
+    sources = scan_files(config.eval.path, beside) if config.eval.path else [0]
     reconstruct_folder(sources, job, priors, out, overwrite=overwrite)
 
 
@@ -269,7 +273,7 @@ def reconstruct_folder(
     out.mkdir(parents=True, exist_ok=True)
     # with overwrite a finished scan does not show that it is done: then the scans are dealt
     own = sources[rank::count] if overwrite else sources
-    failures = []
+    failures = 0
     for source in own:
         name = _name(source)
         with _claim(out, name, wait=overwrite) as mine:
@@ -285,18 +289,18 @@ def reconstruct_folder(
                 print(f"{name}: {scan}")
                 reconstruct_scan(scan, job, priors, out / name, reference if score else None)
             except InputError as error:
-                failures.append(str(error))
+                failures += 1
                 print(f"left out: {error}", file=sys.stderr)
     _wait_for_others(out, sources)
     if rank == 0:
         try:
             done = [_name(source) for source in sources if is_done(out / _name(source), source, job, priors)]
         except InputError:  # said above; scores of two requests do not belong in one table
-            print(f"a table in {out} stays as it is: not all scans there were reconstructed with this request")
+            print(f"the table in {out} was not updated: some scans there were reconstructed with other settings")
         else:
             _write_table(out, done)
     if failures:
-        raise InputError(f"{len(failures)} of {len(sources)} scans left out: " + " | ".join(failures))
+        raise InputError(f"{failures} of {len(sources)} scans left out, each named above.")
 
 
 def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:

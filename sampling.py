@@ -19,7 +19,7 @@ from mri.noise import chi, misfit
 from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
-from reconstruction.calibration import calibrate
+from reconstruction.calibration import MARGIN, calibrate
 from reconstruction.optimization_unit import OptimizationUnit, OUResult, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
@@ -170,7 +170,7 @@ def reconstruct(
         complex `(frames, height, width)`, or with coils `(frames, coils, height, width)`; orthonormal and centred.
         Values outside `mask` are ignored.
     mask
-        boolean `(frames, height, width)`.
+        boolean, or 0 and 1, `(frames, height, width)`, or one that `mri.masks.fit_mask` takes, e.g. `(frames, height)`.
     global_model, local_model
         GM and LM, see `models.prior.load_prior`; default: the shipped checkpoints.
     config
@@ -182,6 +182,8 @@ def reconstruct(
         complex `(coils, height, width)`; default: estimated from the scan.
     noise_samples
         complex `(coils, n)` measured without signal, to whiten the coils; default: the coils are taken as white.
+
+    Arrays are torch tensors or NumPy arrays.
 
     Raises
     ------
@@ -238,7 +240,7 @@ def reconstruct_problem(
         passes = len(log.steps) * len(priors) * (1 + sampling.copies)
     else:
         if problem.frames < FEWEST_FRAMES:
-            notes.append(f"{problem.frames} frames are fewer than {FEWEST_FRAMES}: the priors see fewer neighbours")
+            notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
             without = result.without_held_out
@@ -350,10 +352,10 @@ def _ou_note(result: OUResult, ou: OUSettings) -> str:
 def _priors_note(schedule, order: tuple[str, ...]) -> str:
     roles = {"global": "GM", "local": "LM"}
     if not schedule.held_out:
-        return "priors: rejected, because the mask leaves no sample to hold out"
+        return "priors: not used, because the mask leaves no samples to hold out"
     if not schedule.steps:
         names = " and ".join(roles[name] for name in order)
-        return f"priors: {names} rejected, because the held-out error does not fall"
+        return f"priors: {names} rejected: they lower the held-out error by less than {MARGIN:.1%}"
     each = ", ".join(
         f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
         for name, size in zip(order, schedule.step_sizes, strict=True)
@@ -366,12 +368,13 @@ def _misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
     """What the residual says of the forward model."""
     if problem.model.coils == 1:
         return []
-    notes = [f"residual: χ = {level:.2f} (about 1 or below when maps and noise level fit)"]
+    notes = [f"residual: χ = {level:.2f} (expected about 1 or less if coil maps and noise level are right)"]
     if misfit(problem.model, image, problem.measured, problem.noise_std):
         share = problem.model.residual(image, problem.measured)
         notes.append(
             f"warning: the residual is {share:.1%} of the data, more than the noise explains; the coil maps or the "
-            "noise level do not fit this scan. Check --maps, or leave it out to estimate them from the scan."
+            "noise level are probably wrong. Check the file of --maps if it was given, else try --maps espirit, or "
+            "give noise samples or --noise_std."
         )
     return notes
 

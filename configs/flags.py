@@ -3,11 +3,13 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections.config_flags import config_flags
 
+from configs.default import PARTS
 from configs.renamed import current_arguments
 from utils.errors import InputError
 
@@ -33,6 +35,13 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     app.run(main, flags_parser=parse)
 
 
+def _elsewhere(words: str) -> str:
+    """Where a field of this name is, for one who named another part or none."""
+    name = words.split("'")[1] if words.count("'") > 1 else words
+    places = [f"config.{part.part}.{one.name}" for part in PARTS for one in fields(part) if one.name == name]
+    return f"; there is {' and '.join(places)}" if places else ""
+
+
 @contextmanager
 def _one_sentence() -> Iterator[None]:
     """Exit with one sentence when flags or a configuration file, which is code and may raise anything, fail."""
@@ -47,12 +56,12 @@ def _one_sentence() -> Iterator[None]:
         if unknown:
             # a KeyError of a KeyError's text, quoted each time
             words = " ".join(words.replace("\\n", " ").replace("\\", "").strip("\"'").replace("' Did", ". Did").split())
-            words = f"the configuration has no field {words}"
+            words = f"the configuration has no field {words}{_elsewhere(words)}"
         mend = "docs/options.md lists them" if unknown else "--help lists the flags"
         if not unknown and not isinstance(error, flags.Error) or "onfig" in words:
             mend = (
-                "--config=FILE.py, a file with get_config(), comes first, then --config.<part>.<field>=value with "
-                "the fields of docs/options.md"
+                "give --config=FILE.py, a file that defines get_config(), before any --config.<part>.<field>=value; "
+                "docs/options.md lists the fields"
             )
         print(f"error: {words} ({mend}).", file=sys.stderr)
         sys.exit(2)

@@ -7,9 +7,10 @@ from configs.renamed import REMOVED, RENAMED
 
 HEAD = """# Every option
 
-Set a field as `--config.<part>.<field>=value`. Defaults are the published configuration;
-[configs/ve](../configs/ve) holds the small one and that of the shipped priors. This page is written by
-`python -m configs.options > docs/options.md`.
+Set a field as `--config.<part>.<field>=value`. The defaults shown are the published configuration, which
+`main.py` uses. `PCsampling_demo_svd.py` starts from
+[configs/ve/cpu_demo.py](../configs/ve/cpu_demo.py), with the sampler `cascade`.
+This page is written by `python -m configs.options > docs/options.md`.
 """
 
 

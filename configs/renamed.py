@@ -23,9 +23,12 @@ VALUES = {("training.objective", "measured"): "self_supervised"}  # a value that
 
 _CONTEXT = "GM always sees the temporal mean; both models see the merged frame, own and near samples"
 _NETWORK = "NCSN++ is built as published; other checkpoints are still read"
-_CONSTANT = "it is a constant of the training now, with the value it always had"
-_ADAPT = "adaptation to one scan never gained in the tables; train on the scan with training.objective=self_supervised"
-_FEW_STEPS = "the few-step cascade of k-space priors was never followed; they are used by --sampler published"
+_CONSTANT = "now fixed at its former default"
+_ADAPT = (
+    "adapting the priors to one scan never improved the benchmarks; train on the scan with "
+    "training.objective=self_supervised"
+)
+_FEW_STEPS = "these priors were always rejected in the few-step cascade; k-space priors need --sampler published"
 
 REMOVED = {
     "data.num_channels": "networks see real and imaginary part, always",
@@ -47,7 +50,7 @@ REMOVED = {
     "sampling.churn": "fresh noise in the cascade never helped",
     "sampling.error_gain": "it is a constant of the calibration now, 1.25",
     "sampling.context_margin": "it is a constant of the calibration now, 0.005",
-    "sampling.noise_std": "the shipped priors refused it; give the noise of the scan as --noise_std",
+    "sampling.noise_std": "not supported by the shipped priors; give the noise of the scan as --noise_std",
     "ou.sweeps": "one subspace iteration per step, as before",
     "ou.hard": "hard thresholds of llr lost in every table",
     "ou.anneal": "it is a constant of the optimization unit now, 4",

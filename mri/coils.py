@@ -24,7 +24,6 @@ RIDGE = 1e-3  # of the slopes, relative to their spread in the window
 PHASE_WINDOW = 15  # pixels; the phase reference of a pixel is averaged over its neighbourhood
 SMALLEST_CENTRE = 12  # samples per side of a calibration region
 ESPIRIT_REGION = 24
-OBJECT = 0.05  # of the largest magnitude: what is brighter belongs to the object
 
 
 def whitening_matrix(noise: Tensor) -> tuple[Tensor, float]:
@@ -46,6 +45,12 @@ def whitening_matrix(noise: Tensor) -> tuple[Tensor, float]:
         with too few samples, or for a coil without noise.
     """
     coils, count = noise.shape
+    bad = (~noise.isfinite()).any(dim=1).nonzero().flatten().tolist()
+    if bad:
+        raise InputError(
+            f"noise samples of coil {bad[0]} (counting from 0) are NaN or infinite; repair the noise scan or leave it "
+            "out."
+        )
     if count < 4 * coils:
         raise InputError(f"{count} noise samples of {coils} coils are too few to whiten; give at least {4 * coils}.")
     noise = noise.to(torch.complex128)
@@ -57,8 +62,8 @@ def whitening_matrix(noise: Tensor) -> tuple[Tensor, float]:
     if failed or lower.diagonal().real.min() < 1e-6 * mean:
         weakest = int(covariance.diagonal().real.argmin())
         raise InputError(
-            f"the noise samples cannot be whitened: coil {weakest} (counted from 0) has no noise of its own; leave "
-            "that coil out, or give the noise scan of these coils."
+            f"the noise covariance is singular: coil {weakest} (counting from 0) has the least noise of its own and "
+            "may be dead or a copy of another coil; leave it out, or give the noise scan of these coils."
         )
     identity = torch.eye(coils, dtype=lower.dtype)
     return (mean * torch.linalg.solve_triangular(lower, identity, upper=False)).to(torch.complex64), mean
@@ -225,12 +230,10 @@ def calibration_region(measured: Tensor) -> int:
     return side // 2 * 2
 
 
-def zero_in_object(maps: Tensor, coil_images: Tensor) -> bool:
-    """Whether maps vanish where the coil images `(coils, height, width)` show an object."""
-    magnitude = coil_images.abs().square().sum(dim=0).sqrt()
-    norm = maps.abs().square().sum(dim=0).sqrt()
-    inside = magnitude > OBJECT * torch.quantile(magnitude.flatten(), 0.999)
-    return bool((inside & (norm <= 1e-6 * norm.max())).double().sum() > 0.001 * inside.double().sum())
+def unexplained(maps: Tensor, coil_images: Tensor) -> float:
+    """Share of coil images `(coils, height, width)` that no image times these maps explains: ‖c − S Sᴴ c‖ / ‖c‖."""
+    combined = (maps.conj() * coil_images).sum(dim=0)
+    return ((coil_images - maps * combined).norm() / coil_images.norm()).item()
 
 
 def root_sum_of_squares(coil_images: Tensor) -> Tensor:

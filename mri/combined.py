@@ -1,4 +1,8 @@
-"""Recognises k-space of coils that were combined after under-sampling, which looks fully sampled and is not."""
+"""Recognises k-space of coils that were combined after under-sampling, which looks fully sampled and is not.
+
+Combining coils in the image spreads the measured samples over all of k-space: what was missing then holds leaked
+energy, a fraction of what was measured. Three measures see the step between the two, each for another kind of mask.
+"""
 
 import math
 import os
@@ -10,8 +14,13 @@ from utils.errors import InputError
 
 Tensor = torch.Tensor
 
-SWING = 2.0  # see `row_swing`; full scans stay below 1.4 (tests/test_mri/test_combined.py)
+# limits of the three measures; full scans and scenes stay below 1.5, 1.9 and 10 (tests/test_mri/test_combined.py)
+SWING = 2.0
+ROUGHNESS = 2.2
+POINT_SWING = 14.0  # above that of noise alone, 13
 NEIGHBOURS = 9  # lines
+BRIGHTEST = 0.05  # share of the locations outside the centre that `point_swing` compares
+EMPTY = 1e-9  # of the largest energy of a line: below it lines are padding
 
 
 def row_swing(kspace: Tensor) -> float:
@@ -20,7 +29,7 @@ def row_swing(kspace: Tensor) -> float:
     log energy of a line, less its mean over the neighbouring lines of the frame (brightness changes that all lines
     share) and less its mean over time; exp of twice the standard deviation over the outer lines, of the axis where it
     is larger. Of a cine that was sampled fully it is near 1: neighbouring lines change alike. Where only some lines
-    were measured in each frame and the coils combined in the image, the other lines hold leaked energy alone.
+    were measured in each frame, the other lines hold leaked energy alone.
 
     Parameters
     ----------
@@ -39,12 +48,61 @@ def row_swing(kspace: Tensor) -> float:
     return max(found)
 
 
+def row_roughness(kspace: Tensor) -> float:
+    """How much the energy of a k-space line, as the mean over time, differs from that of its two neighbours.
+
+    exp of twice the root mean square of log energy less its mean over the two neighbours, outer lines, of the axis
+    where it is larger. It sees lines that are the same in every frame, which `row_swing` cannot.
+    """
+    found = [1.0]
+    for axis in (-1, -2):
+        energy = kspace.abs().double().square().mean(dim=0).sum(dim=axis)
+        held = energy > EMPTY * energy.max()
+        log = energy.clamp(min=1e-300).log()
+        step = log[1:-1] - (log[2:] + log[:-2]) / 2
+        distance = (torch.arange(1, len(log) - 1, device=log.device) - len(log) // 2).abs()
+        step = step[held[1:-1] & held[2:] & held[:-2] & (distance > len(log) // 8)]
+        if len(step):
+            found.append(math.exp(2 * step.square().mean().sqrt().item()))
+    return max(found)
+
+
+def point_swing(kspace: Tensor) -> float:
+    """How much the energy of the brightest locations outside the centre swings over time.
+
+    log energy less its mean over time and over the locations of the frame; exp of twice the standard deviation. It sees
+    masks that are no lines: points, or radial ones of about R = 8 and more (fewer gaps leave a smaller step).
+    Noise alone has 13.
+    """
+    energy = kspace.abs().double().square()
+    mean = energy.mean(dim=0)
+    height, width = mean.shape
+    ky = (torch.arange(height, device=mean.device) - height // 2) / height
+    kx = (torch.arange(width, device=mean.device) - width // 2) / width
+    outside = (torch.hypot(ky[:, None], kx[None]) > 1 / 12) & (mean > EMPTY * mean.max())
+    if not outside.any():
+        return 1.0
+    values = mean[outside]
+    bright = outside & (mean >= values.sort().values[int((1 - BRIGHTEST) * len(values))])
+    log = energy[:, bright].clamp(min=1e-12 * energy.max()).log()
+    log = log - log.mean(dim=0)
+    log = log - log.mean(dim=1, keepdim=True)
+    return math.exp(2 * log.square().mean().sqrt().item())
+
+
 def refuse_combined_after_undersampling(kspace: Tensor, path: str | os.PathLike) -> None:
     """Raise `InputError` for k-space `(frames, ky, kx)` that is fully sampled only in appearance."""
-    swing = row_swing(kspace)
+    swing, rough, point = row_swing(kspace), row_roughness(kspace), point_swing(kspace)
     if swing > SWING:
-        raise InputError(
-            f"{path} looks fully sampled, but the energy of its k-space lines changes {swing:.0f}-fold from frame to "
-            "frame: the coils were probably combined after under-sampling, which mixes measured and missing samples. "
-            "Give the k-space of every coil, (frames, coils, ky, kx), with zeros where nothing was measured."
-        )
+        seen = f"the energy of its k-space lines changes {swing:.0f}-fold from frame to frame"
+    elif rough > ROUGHNESS:
+        seen = f"the energy of its k-space lines changes {rough:.0f}-fold from one line to the next"
+    elif point > POINT_SWING:
+        seen = f"the energy of its k-space samples changes {point:.0f}-fold from frame to frame"
+    else:
+        return
+    raise InputError(
+        f"{path} looks fully sampled, but {seen}: the coils were probably combined after under-sampling, which mixes "
+        "measured and missing samples. Give the k-space of every coil, (frames, coils, ky, kx), with zeros where "
+        "nothing was measured."
+    )

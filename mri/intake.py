@@ -1,4 +1,4 @@
-"""From files, or the embedded heart, to a `Scan` and, where the data are fully sampled, its `Reference`."""
+"""From files, or the built-in heart phantom, to a `Scan` and, where the data are fully sampled, its `Reference`."""
 
 import glob
 import os
@@ -35,18 +35,18 @@ class DataSettings(Settings):
 
     part: ClassVar[str] = "data"
 
-    path: str = setting("", "scan file or folder of scans; empty: the embedded heart")
+    path: str = setting("", "scan file or folder of scans; empty: the built-in heart phantom")
     key: str = setting("", "variable in the file; empty: found")
     kind: str = setting("", "image | kspace; empty: found", choices=("", "image", "kspace"))
     frames_axis: int | None = setting(None, "axis of time in the file, e.g. -1; None: found", optional=int)
     coils_axis: int | None = setting(None, "axis of the coils in the file; None: found", optional=int)
     dc: str = setting("center", "where zero frequency lies in k-space files", choices=("center", "corner"))
     phase: str = setting("smooth", "phase given to magnitude images", choices=("smooth", "none"))
-    frames: int = setting(0, "frames used; 0: all (embedded heart: 16); more than an image file holds: its cycle is "
-                          "repeated", least=0, most=1024)  # fmt: skip
-    size: int = setting(0, "pixels used, the centre of k-space; 0: all (embedded heart: model.image_size)", least=0,
-                        most=4096)  # fmt: skip
-    phantoms: int = setting(16, "embedded hearts to train on, seeds 1, 2, …; 0 is the demo's", least=0)
+    frames: int = setting(0, "frames used; 0: all (built-in heart phantom: 16); image series with "
+                          "fewer are repeated cyclically, k-space is not", least=0, most=1024)  # fmt: skip
+    size: int = setting(0, "pixels used, the centre of k-space; 0: all (built-in heart phantom: model.image_size)",
+                        least=0, most=4096)  # fmt: skip
+    phantoms: int = setting(16, "built-in heart phantoms to train on, seeds 1, 2, …; 0 is the demo's", least=0)
     noise_std: float | None = setting(
         None, "σ of a complex k-space sample of one coil, E|n|² = σ², in the units of the file; None: from noise "
         "samples, else estimated", least=0, optional=float
@@ -62,7 +62,7 @@ class MaskSettings(Settings):
     path: str = setting("", "mask file; empty: generated, or found from the zeros of k-space")
     key: str = setting("", "variable in the mask file; empty: found")
     pattern: str = setting("uniform", "mask to generate", choices=PATTERNS)
-    acceleration: float = setting(4.0, "R, before the ACS", least=1)
+    acceleration: float = setting(4.0, "nominal acceleration R, not counting the ACS lines", least=1)
     acs: int = setting(8, "fully sampled central lines", least=0)
 
 
@@ -73,26 +73,27 @@ class Intake:
     data: DataSettings = field(default_factory=DataSettings)
     mask: MaskSettings = field(default_factory=MaskSettings)
     maps: str = "auto"  # a file of coil maps, or how they are estimated (`reconstruction.prepare`)
-    seed: int = 0  # of masks, image phases and the embedded noise
+    seed: int = 0  # of masks, image phases and the noise of the built-in phantom
     embedded_size: int = EMBEDDED_SIZE
 
 
 def acquire(intake: Intake, source: Path | int) -> tuple[Scan, Reference | None]:
-    """The scan of a file, or the embedded heart of a seed."""
+    """The scan of a file, or the built-in heart phantom of a seed."""
     return embedded_scan(intake, source) if isinstance(source, int) else scan_from_file(intake, source)
 
 
 def embedded_scan(intake: Intake, seed: int) -> tuple[Scan, Reference]:
-    """The embedded heart with coils and noise, under-sampled as `intake.mask` says."""
+    """The built-in heart phantom with coils and noise, under-sampled as `intake.mask` says."""
     data = intake.data
     frames, size = data.frames or EMBEDDED_FRAMES, data.size or intake.embedded_size
     simulated = simulate_scan("heart", frames, size, seed, EMBEDDED_COILS, EMBEDDED_NOISE)
     found = (
-        f"embedded heart {seed}: {frames} frames of {EMBEDDED_COILS} coils, {size}×{size}, noise {EMBEDDED_NOISE:g} of "
-        "the brightest pixel"
+        f"built-in heart phantom {seed}: {frames} frames of {EMBEDDED_COILS} coils, {size}×{size}, noise "
+        f"{EMBEDDED_NOISE:g} of the brightest pixel"
     )
     mask, how = _mask_to_apply(intake, (frames, size, size))
-    source = Source(f"heart{seed}", f"{found}\nfully sampled: under-sampled here by {how}", format="embedded")
+    found += f"\nfully sampled; retrospectively under-sampled by {how}"
+    source = Source(f"heart{seed}", found, format="embedded")
     scan = Scan.from_arrays(simulated.kspace, mask, noise_samples=simulated.noise, source=source)
     return scan, Reference(image=simulated.image)
 
@@ -118,7 +119,8 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
             image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
         return _undersampled(intake, fft2c(image.to(torch.complex64))[:, None], stored, Reference(image), found)
     sampled = sampled_locations(stored.data)
-    maps = _maps_of_file(intake, stored) if stored.data.shape[1] > 1 else None
+    maps, said = _maps_of_file(intake, stored) if stored.data.shape[1] > 1 else (None, "")
+    found = f"{found}\n{said}" if said else found
     noise = None if stored.noise is None else stored.noise * gain
     level = None if data.noise_std is None else data.noise_std * gain
     more = {"noise_samples": noise, "noise_std": level, "coil_maps": maps}
@@ -127,13 +129,16 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         full = Reference(kspace=stored.data, noisy=True) if stored.image is None else Reference(stored.image)
         return _undersampled(intake, stored.data, stored, full, found, **more)
     mask, how = _mask_of_measurement(intake, stored, sampled)
-    source = _source(stored, f"{found}\nunder-sampled as measured, mask {how}")
+    source = _source(stored, f"{found}\nprospectively under-sampled; mask {how}")
     reference = None if stored.image is None else Reference(stored.image)
     return Scan.from_arrays(stored.data, mask, source=source, **more), reference
 
 
-def scan_files(path: str | os.PathLike) -> list[Path]:
-    """The scan file, or the sorted scan files of a folder or of a pattern such as `scans/*.mat`."""
+def scan_files(path: str | os.PathLike, beside: Sequence[str] = ()) -> list[Path]:
+    """The scan file, or the sorted scan files of a folder or of a pattern such as `scans/*.mat`.
+
+    Files named in `beside`, such as that of the mask or the coil maps, are no scans.
+    """
     path = Path(path)
     if path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
@@ -141,6 +146,8 @@ def scan_files(path: str | os.PathLike) -> list[Path]:
         files = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).suffix.lower() in SUFFIXES)
     else:
         return [path]
+    others = {Path(name).resolve() for name in beside if name}
+    files = [file for file in files if file.resolve() not in others]
     if not files:
         raise InputError(f"{path} holds no scan; put {', '.join(SUFFIXES)} files there.")
     twins = [f.name for f in files if sum(f.stem == other.stem for other in files) > 1]
@@ -194,10 +201,10 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
 
 def _reference(stored: Stored) -> Reference:
     if stored.kind != "kspace":
-        return Reference(image=stored.data[:, 0])
+        return Reference(image=stored.data[:, 0], found=stored.found)
     if not sampled_locations(stored.data).all():
         raise InputError(f"{stored.path} is under-sampled k-space; a reference is fully sampled: give its images.")
-    return Reference(kspace=stored.data, noisy=True)
+    return Reference(kspace=stored.data, noisy=True, found=stored.found)
 
 
 def _source(stored: Stored, found: str) -> Source:
@@ -208,7 +215,7 @@ def _undersampled(
     intake: Intake, kspace: Tensor, stored: Stored, reference: Reference, found: str, **more
 ) -> tuple[Scan, Reference]:
     mask, how = _mask_to_apply(intake, (len(kspace), *kspace.shape[2:]))
-    source = _source(stored, f"{found}\nfully sampled: under-sampled here by {how}")
+    source = _source(stored, f"{found}\nfully sampled; retrospectively under-sampled by {how}")
     return Scan.from_arrays(kspace, mask, source=source, **more), reference
 
 
@@ -219,7 +226,7 @@ def _mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor,
         read = _resized_mask(intake.data, load_mask(mask.path, mask.key or None), shape)
         return fit_mask(read, shape, mask.path), mask.path
     generated = make_mask(mask.pattern, shape, mask.acceleration, mask.acs, intake.seed)
-    return fit_mask(generated, shape), f"{mask.pattern} R={mask.acceleration:g} with {mask.acs} ACS lines"
+    return fit_mask(generated, shape), f"{mask.pattern}, R = {mask.acceleration:g}, {mask.acs} ACS lines"
 
 
 def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Tensor, str]:
@@ -227,8 +234,8 @@ def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tup
     shape = (sampled.shape[0], sampled.shape[1], sampled.shape[2])
     if not intake.mask.path:
         exact = not stored.data.abs().sum(dim=1)[~sampled].any()
-        zeros = "zeros" if exact else f"values below {TINY:g} of its largest"
-        return fit_mask(sampled, shape, f"{stored.path}: the mask found from its zeros"), f"found from its {zeros}"
+        zeros = "the zeros in k-space" if exact else f"samples below {TINY:g} of the largest, which count as zero"
+        return fit_mask(sampled, shape, f"{stored.path}: the mask detected from its zeros"), f"detected from {zeros}"
     mask, name = _mask_to_apply(intake, shape)
     missing = (mask & ~sampled).double().sum() / mask.double().sum()
     if missing > 0.01:
@@ -239,12 +246,12 @@ def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tup
     return mask, name
 
 
-def _maps_of_file(intake: Intake, stored: Stored) -> Tensor | None:
-    """Coil maps that `--maps FILE` names, brought to the size that the scan was cut to."""
+def _maps_of_file(intake: Intake, stored: Stored) -> tuple[Tensor | None, str]:
+    """Coil maps that `--maps FILE` names, brought to the size that the scan was cut to, and what was found."""
     if intake.maps in ("auto", "walsh", "espirit"):
-        return None
-    maps = load_maps(intake.maps)
+        return None, ""
     coils, height, width = stored.data.shape[1:]
+    maps, found = load_maps(intake.maps, coils)
     if intake.data.size and maps.shape[1] >= height and maps.shape[2] >= width:
         maps = interpolated(maps, height, width)
     if maps.shape != (coils, height, width):
@@ -252,7 +259,7 @@ def _maps_of_file(intake: Intake, stored: Stored) -> Tensor | None:
             f"{intake.maps}: coil maps {tuple(maps.shape)} do not fit the scan's (coils, height, width) = "
             f"{(coils, height, width)}; give maps of the same coils and matrix."
         )
-    return maps
+    return maps, found
 
 
 def sampled_locations(kspace: Tensor) -> Tensor:
@@ -314,7 +321,7 @@ def resized(data: DataSettings, stored: Stored) -> tuple[Stored, float, str]:
         if image is not None:
             image = ifft2c(cropped(fft2c(image), size, size) * gain)
         found += f"; the centre of its k-space cropped to {size}×{size}"
-    return replace(stored, data=values, image=image), gain, found
+    return replace(stored, data=values, image=image), gain, str(replace(stored, found=found))
 
 
 def cropped(kspace: Tensor, height: int, width: int) -> Tensor:
@@ -350,9 +357,9 @@ def _resized_mask(data: DataSettings, mask: Tensor, shape: tuple[int, int, int])
 
 
 def training_sources(intake: Intake) -> Sequence[Path | int]:
-    """The scans to train on: files of `data.path`, or seeds of embedded hearts."""
+    """The scans to train on: files of `data.path`, or seeds of built-in heart phantoms."""
     if intake.data.path:
-        return scan_files(intake.data.path)
+        return scan_files(intake.data.path, (intake.mask.path, intake.maps))
     if intake.data.phantoms < 1:
         raise InputError("data.phantoms must be at least 1, or data.path must name scans to train on.")
     return range(1, intake.data.phantoms + 1)

@@ -4,9 +4,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from mri.masks import fit_mask
 from utils.errors import InputError
 
 Tensor = torch.Tensor
+
+ARRAYS = ("noise_samples", "averages", "coil_maps")
 
 
 @dataclass(frozen=True)
@@ -73,9 +76,9 @@ class Scan:
     def __str__(self) -> str:
         remark = ""
         if self.mask.all():
-            remark = "; nothing is missing"
+            remark = "; fully sampled"
         elif (self.mask == self.mask[0]).all():
-            remark = "; every frame has the same samples, so no frame fills the gaps of another"
+            remark = "; the same in every frame, so view sharing cannot fill what is missing"
         net = 1.0 / self.mask.double().mean().item()
         return f"{self.source.found}\nmask: net acceleration {net:.2f}{remark}"
 
@@ -89,15 +92,19 @@ class Scan:
             complex `(frames, height, width)` or `(frames, coils, height, width)`, orthonormal and centred; values
             outside `mask` are ignored.
         mask
-            boolean `(frames, height, width)`.
+            boolean, or 0 and 1, `(frames, height, width)`, or any shape that `mri.masks.fit_mask` takes.
         more
             other attributes of a `Scan`.
+
+        Arrays are torch tensors or what `torch.as_tensor` takes, such as NumPy arrays.
 
         Raises
         ------
         InputError
             when they are no scan: other shapes or types, a value that is not finite, a frame without a sample.
         """
+        kspace, mask = torch.as_tensor(kspace), torch.as_tensor(mask)
+        more = {k: torch.as_tensor(more[k]) if k in ARRAYS and more[k] is not None else more[k] for k in more}
         if kspace.ndim not in (3, 4) or not kspace.is_complex() or len(kspace) < 2:
             raise InputError(
                 "k-space is complex (frames, height, width) or (frames, coils, height, width) of 2 frames or more, not "
@@ -105,17 +112,13 @@ class Scan:
             )
         kspace = kspace if kspace.ndim == 4 else kspace[:, None]
         shape = (len(kspace), *kspace.shape[2:])
-        if mask.dtype != torch.bool or mask.shape != shape:
-            raise InputError(
-                f"the mask is boolean (frames, height, width) = {shape} as the k-space, not {mask.dtype} "
-                f"{tuple(mask.shape)}; see mri.masks.fit_mask."
-            )
+        if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+            raise InputError("the mask has values other than 0 and 1; give 1 where sampled and 0 elsewhere.")
+        mask = fit_mask(mask != 0, shape)
         kspace = torch.where(mask[:, None], kspace, 0).to(torch.complex64)
-        if not mask.flatten(1).any(dim=1).all():
-            raise InputError("every frame needs a measured sample; check the mask.")
         bad = (~kspace.isfinite()).flatten(2).any(dim=2).any(dim=0).nonzero().flatten().tolist()
         if bad:
-            where = f" of coil {bad[0]} (counted from 0)" if kspace.shape[1] > 1 else ""
+            where = f" of coil {bad[0]} (counting from 0)" if kspace.shape[1] > 1 else ""
             raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
         return cls(kspace, mask, **more)
 
@@ -148,8 +151,11 @@ class Reference:
         sum of squares of these coils, whitened and compressed as the scan is.
     noisy
         whether the reference has noise of its own, which then limits every score.
+    found
+        what was read, for a person, where it came from a file of its own.
     """
 
     image: Tensor | None = None
     kspace: Tensor | None = None
     noisy: bool = False
+    found: str = ""

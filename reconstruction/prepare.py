@@ -1,5 +1,6 @@
 """From a scan to the problem y = A x + n: every decision is made once, here, and said in one sentence."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -107,6 +108,10 @@ class Problem:
 
 
 SMALLEST_ACS = 2  # lines; one to hold out, one to keep
+# share of the temporal mean that given maps leave unexplained beyond estimated ones: of true maps 0.03 at most, rolled
+# by 3 of 64 pixels 0.11, by 10 of 64 0.48, by 10 of 96 0.3 (tests/test_reconstruction/test_prepare.py)
+DOUBTFUL_MAPS, WRONG_MAPS = 0.06, 0.2
+NOISE_EXCESS = 1.5  # given σ over the estimate at the edge of k-space, which signal raises but nothing lowers
 
 
 def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.device | str = "cpu") -> Problem:
@@ -128,15 +133,21 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     notes += more
     kspace, mask, maps = scan.kspace, scan.mask, scan.coil_maps
     if scan.coils > 1:
-        maps, sentence = _maps(kspace, mask, maps, settings.maps)
-        notes.append(sentence)
+        maps, sentences = _maps(kspace, mask, maps, settings.maps)
+        notes += sentences.splitlines()
         model = ForwardModel(mask, maps)
     else:
         model = ForwardModel.of_one_coil(mask)
     scale = scan_scale(kspace, model)
     periodic = looks_periodic(kspace, mask) if settings.periodic is None else settings.periodic
+    estimate = estimate_noise_std(kspace, mask)
     if noise_std is None:
-        noise_std = estimate_noise_std(kspace, mask)
+        noise_std = estimate
+    elif noise_std > NOISE_EXCESS * estimate > 0:
+        notes.append(
+            f"warning: σ = {noise_std:.3g} is more noise than the scan contains: its outer k-space has {estimate:.3g}, "
+            "signal included. Check that noise samples (or --noise_std) and k-space have the same units and bandwidth."
+        )
     origin = "measured" if known else "estimated at the edge of k-space"
     snr = f"{scale / noise_std:.0f}" if noise_std else "unlimited"
     notes.append(f"noise: σ = {noise_std:.3g} per complex sample ({origin}); SNR of the brightest tissue {snr}")
@@ -177,7 +188,8 @@ def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str]]:
     maps = None if scan.coil_maps is None else scan.coil_maps[keep]
     scan = replace(scan, kspace=scan.kspace[:, keep], noise_samples=noise, coil_maps=maps)
     plural = "s" if len(dead) > 1 else ""
-    return scan, [f"coil{plural} {names} (counted from 0) measured nothing and {'are' if plural else 'is'} left out"]
+    has, are = ("have", "are") if plural else ("has", "is")
+    return scan, [f"coil{plural} {names} (counting from 0) {has} no signal and {are} left out"]
 
 
 def _white_coils(
@@ -195,7 +207,7 @@ def _white_coils(
             )
         if scan.coils > 1:
             matrix, measured = coils.whitening_matrix(scan.noise_samples)
-            notes.append(f"noise whitened by {scan.noise_samples.shape[1]} noise samples of {scan.coils} coils")
+            notes.append(f"coils pre-whitened with {scan.noise_samples.shape[1]} noise samples per coil")
         else:
             measured = std_of(scan.noise_samples)
         noise_std = measured if given is None else given
@@ -210,12 +222,42 @@ def _white_coils(
     kspace = coils.apply_matrix(compressed.matrix, kspace, axis=1)
     matrix = compressed.matrix.cpu() @ matrix
     notes.append(
-        f"{scan.coils} coils compressed to {len(matrix)} virtual coils with {compressed.energy:.1%} of the signal"
+        f"{scan.coils} coils compressed to {len(matrix)} virtual coils retaining {compressed.energy:.1%} of the signal "
+        "energy"
     )
     notes.append("|image|: root sum of squares of the whitened coils times their mean noise")
     if maps is not None:
         maps = coils.apply_matrix(matrix, maps, axis=0)
     return replace(scan, kspace=kspace, coil_maps=maps), matrix, noise_std, noise_std is not None, notes
+
+
+def _given_maps(given: Tensor, images: Tensor, name: str) -> tuple[Tensor, str]:
+    """Maps that came with the scan, completed where they are zero and checked against the coil images of its mean.
+
+    `name` of their file begins an error.
+    """
+    given = coils.normalised(given)
+    estimated = coils.refined_maps(images, coils.walsh_maps(images))
+    empty = ~given.abs().square().sum(dim=0).bool()
+    share = empty.double().mean().item()
+    if share == 1:
+        raise InputError(f"{name}the coil maps are zero everywhere; give the maps of this scan, or omit --maps.")
+    # the object must not be cut at a support mask: lungs and motion ghosts carry signal, too
+    maps = torch.where(empty, estimated, given)
+    left, least = coils.unexplained(maps, images), coils.unexplained(estimated, images)
+    excess = math.sqrt(max(left**2 - least**2, 0))
+    compared = f"they leave {left:.0%} of the temporal mean unexplained, maps estimated from the scan {least:.0%}"
+    if excess > WRONG_MAPS:
+        raise InputError(
+            f"{name}the coil maps do not belong to this scan: {compared}. They may be shifted, flipped, or in another "
+            "order of coils; correct them, or omit --maps to estimate them from the scan."
+        )
+    note = "coil maps: as given, normalised to ΣS*S = 1"
+    if share:
+        note += f"; estimated from the scan at the {share:.0%} of the pixels where they are zero"
+    if excess > DOUBTFUL_MAPS:
+        note = f"warning: the coil maps hardly fit this scan: {compared}. Omit --maps to estimate them.\n{note}"
+    return coils.with_smooth_phase(maps, images.abs().square().sum(dim=0)), note
 
 
 def _maps(kspace: Tensor, mask: Tensor, given: Tensor | None, method: str) -> tuple[Tensor, str]:
@@ -228,13 +270,7 @@ def _maps(kspace: Tensor, mask: Tensor, given: Tensor | None, method: str) -> tu
                 f"the coil maps are {tuple(given.shape)} and the scan needs (coils, height, width) = "
                 f"{tuple(images.shape)}; give maps of the same coils and matrix."
             )
-        if coils.zero_in_object(given, images):
-            raise InputError(
-                "the coil maps are zero inside the object, which would be cut out of the image; give maps without a "
-                "support mask, or leave --maps out."
-            )
-        maps = coils.with_smooth_phase(coils.normalised(given), images.abs().square().sum(dim=0))
-        return maps, "coil maps: from the file, normalised to ΣS*S = 1"
+        return _given_maps(given, images, "" if method in ("auto", "walsh", "espirit") else f"{method}: ")
     complete = bool(measured.all())
     region = coils.calibration_region(measured)
     if method == "auto":

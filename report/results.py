@@ -1,5 +1,6 @@
 """The files of one reconstruction, and what a command prints at its end."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,19 +50,21 @@ def write_scores(out: Path, rows: list[dict]) -> None:
     write_csv(out / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
 
 
-def summary(out: Path, rows: list[dict]) -> str:
-    """What a command says at its end: the table, and where the files are."""
+def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
+    """What a command says at its end: the table, where the files are, and the warnings among `notes` once more."""
     table = ""
     if rows:
         table = markdown(rows, METRICS) + (
-            "\n_common, nmse and gain compare the scan on one scale; edge_time above 1 means that time is smoothed;"
+            "\npsnr_common, ssim_common and nmse compare the scan on one scale: judge by these. gain above 1: too dark."
+            "\nedge_time above 1: time is smoothed (nan: the reference has no clear moving edge)."
             "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own maximum, as the paper does.\n\n"
         )
     files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
     if rows:
         files = ["metrics.csv", "metrics_common_scale.csv", *files]
     files += [name for name in OPTIONAL if (out / name).exists()]
-    return table + "\n".join(str(out / name) for name in files)
+    warnings = [note for note in notes if note.startswith("warning")]
+    return table + "\n".join([*(str(out / name) for name in files), *warnings])
 
 
 OPTIONAL = ("coil_maps.npy", "deviation.npy", "deviation.png")

@@ -95,7 +95,7 @@ def test_undersampled_kspace_with_a_reference_file(tmp_path, context_priors):
     np.save(tmp_path / "truth.npy", image.numpy())
     flags = ["--data", "y.npy", "--key", "kspace"]
     done = demo(*flags, "--reference", "truth.npy", cwd=tmp_path, priors=context_priors)
-    assert "under-sampled as measured, mask found from its zeros" in done.stdout
+    assert "prospectively under-sampled; mask detected from the zeros" in done.stdout
     assert names(tmp_path / "result" / "0000") >= {"metrics.csv"}
     demo(*flags, cwd=tmp_path, priors=context_priors)
     assert names(tmp_path / "result" / "0001") == ALWAYS
@@ -114,14 +114,14 @@ def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path, frames, patt
     intake = Intake(DataSettings(key="kspace"))
     scan, reference = scan_from_file(intake, tmp_path / "scan.npy")
     assert torch.equal(scan.mask, mask) and reference is None
-    assert "mask found from its values below 2e-07 of its largest" in scan.source.found
+    assert "mask detected from samples below 2e-07 of the largest" in scan.source.found
     full, reference = scan_from_file(intake, tmp_path / "full.npy")
-    assert reference is not None and "under-sampled here by uniform R=4 with 8 ACS lines" in full.source.found
+    assert reference is not None and "retrospectively under-sampled by uniform, R = 4, 8 ACS" in full.source.found
 
 
 def test_shipped_checkpoints_and_the_embedded_heart(tmp_path):
     done = command("PCsampling_demo_svd.py", "--frames=5", "--size=64", "--out=out", cwd=tmp_path)
-    assert "embedded heart 0: 5 frames of 8 coils, 64×64" in done.stdout and "gldm" in done.stdout
+    assert "built-in heart phantom 0: 5 frames of 8 coils, 64×64" in done.stdout and "gldm" in done.stdout
     assert "virtual coils" in done.stdout and "coil maps: Walsh" in done.stdout and "SNR" in done.stdout
     assert "optimization unit:" in done.stdout and "priors:" in done.stdout and "χ =" in done.stdout
     assert names(tmp_path / "out") >= ALWAYS | {"coil_maps.npy", "metrics.csv"}
@@ -422,7 +422,7 @@ def test_a_bad_scan_does_not_stop_the_others(tmp_path, priors):
         ("--config.training.n_iters=0", "training.n_iters must be at least 1"),
         ("--config.data.phantoms=0", "data.phantoms must be at least 1"),
         ("--config.training.objective=gan", "'gan' is unknown"),
-        ("--config.training.accumulation=3", "cannot be shared by 1 process(es)"),
+        ("--config.training.accumulation=3", "cannot be split over 1 process(es)"),
         ("--config.training.init=nowhere.safetensors", "nowhere.safetensors is not there"),
         ("scan.mat", "scan.mat is not a flag"),
     ],
@@ -513,7 +513,7 @@ def test_priors_learn_from_scans_that_nobody_has_the_rest_of(tmp_path):
 def test_removed_flags_and_renamed_fields(tmp_path, context_priors, magnitude):
     flags = ["--data", magnitude, "--out", "out"]
     done = demo(*flags, "--adapt", 5, cwd=tmp_path, priors=context_priors, succeeds=False)
-    assert_one_sentence(done, "--adapt was removed: adaptation to one scan never gained")
+    assert_one_sentence(done, "--adapt was removed: adapting the priors to one scan never improved")
     done = demo(*flags, "--config.ou.hard=True", cwd=tmp_path, priors=context_priors, succeeds=False)
     assert_one_sentence(done, "config.ou.hard was removed")
     done = demo(*flags, "--config.data.scan_size=48", cwd=tmp_path, priors=context_priors)

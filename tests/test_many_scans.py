@@ -93,7 +93,7 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "1 of 4 scans left out")
     assert times(out) == after
-    assert (out / "metrics.csv").read_text() == whole and "stays as it is" in done.stdout  # no table of two requests
+    assert (out / "metrics.csv").read_text() == whole and "was not updated" in done.stdout  # no table of two requests
     demo(*run, "--overwrite", cwd=tmp_path, priors=priors)
     assert all(times(out)[name] > after[name] for name in after)
 
@@ -134,8 +134,8 @@ def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
         assert done.stdout.count(f"{scan}: ") - done.stdout.count(f"{scan}: done before") == 1
     (scans / "broken.mat").unlink()
     assert torchrun("--data", "scans", "--out", "out").returncode == 0
-    assert "give --data and --out" in torchrun("--data", "scans").stderr
-    assert "give --data and --out" in torchrun("--data", "scans/heart0.npy", "--out", "one").stderr
+    assert "need --data with a folder" in torchrun("--data", "scans").stderr
+    assert "need --data with a folder" in torchrun("--data", "scans/heart0.npy", "--out", "one").stderr
 
 
 def test_a_killed_process_leaves_no_claim_and_no_half_folder(scans, tmp_path, priors):

@@ -351,7 +351,7 @@ def test_fully_sampled_scan_holds_nothing_out_and_costs_no_pass(context_models):
     scan, _ = simple_scan(5, acceleration=1)
     result = run(scan, context_models, FAST, CASCADE)
     assert result.settings["calibration"]["held_out"] == 0 and result.settings["passes_per_frame"] == 0
-    assert any("no sample to hold out" in note for note in result.notes)
+    assert any("no samples to hold out" in note for note in result.notes)
 
 
 def test_a_prior_takes_the_steps_it_was_trained_through(context_models):

@@ -50,9 +50,9 @@ def check_batch(settings: TrainingSettings, frames: int, processes: int) -> None
         whole = 1 if frames == 1 else settings.scene_frames
         fewer = "" if frames == 1 else ", or fewer --config.training.scene_frames"
         raise InputError(
-            f"training.batch_size {settings.batch_size} in draws of {frames} frames cannot be shared by {processes} "
-            f"process(es) with training.accumulation {settings.accumulation}; give a multiple of {whole}, at least "
-            f"{whole * parts}{fewer}."
+            f"training.batch_size {settings.batch_size} cannot be split over {processes} process(es) × "
+            f"{settings.accumulation} accumulation step(s); use at least {whole * parts}"
+            f"{f', a multiple of {whole}' if whole > 1 else ''}{fewer}."
         )
 
 
@@ -274,7 +274,7 @@ class Training:
 
         def mend(count: int) -> str:
             parts = self.settings.training.accumulation * -(-len(part[0]) // count)
-            return f"the same training in smaller parts is --config.training.accumulation={parts}"
+            return f"use --config.training.accumulation={parts}"
 
         frames, scans = self.objective.frames_per_draw, self.objective.context is not None
         otherwise = "give fewer --config.training.scene_frames, or take" if scans else "take"
@@ -352,9 +352,9 @@ class Training:
                 if "n_iters" in names:  # that its rate fell to 0 at
                     names[names.index("n_iters")] = "n_iters under optim.schedule=cosine"
                 raise InputError(
-                    f"{path} was made with another {part} ({', '.join(names) or before}); give the same "
-                    "configuration to resume it, or another --workdir (begun from this one by --config.training.init, "
-                    "if it shall learn on)."
+                    f"{path} was written with another {part} ({', '.join(names) or before}). To resume it, give its "
+                    "configuration; to go on with new settings, give a new --workdir and --config.training.init=…/"
+                    "model.safetensors."
                 )
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

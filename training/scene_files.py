@@ -25,6 +25,7 @@ from mri.lowrank.along_motion import motion_low_rank
 from mri.lowrank.locally import fista_locally_low_rank
 from mri.operators import ForwardModel
 from mri.phantom import make_phantom
+from mri.scan import Scan
 from mri.scenes import Draw, acquire_scene, make_scene
 from mri.view_sharing import share_views
 from reconstruction.calibration import ERROR_GAIN
@@ -65,9 +66,8 @@ def pseudo_reference_file(settings: RunSettings, folder: Path, model: str) -> Pa
     with atomic_path(path) as temporary:
         bar = tqdm(sources, desc=f"pseudo-references ({window})", unit="scan")
         for source in bar:
-            scan, _ = acquire(settings.intake, source)
+            scan, problem = _problem(settings, source)
             size = _same_size(size, scan.name, tuple(scan.kspace.shape[2:]))
-            problem = prepare(scan, settings.prepare)
             frames, report = pseudo_reference_frames(problem, window, settings.pseudo_reference.local_window)
             bar.set_postfix_str(str(report))
             append_frames(temporary, frames.numpy())
@@ -79,6 +79,14 @@ def pseudo_reference_frames(problem: Problem, window: str, local_window: int):
     filled, report = share_views(problem.measured, problem.model.mask, window, local_window, problem.periodic)
     kspace = fft2c(problem.model.combine(filled)) if problem.model.coils > 1 else filled[:, 0]
     return (kspace.mT.contiguous() if problem.turned else kspace).to(torch.complex64), report
+
+
+def _problem(settings: RunSettings, source: Path | int) -> tuple[Scan, Problem]:
+    """A scan to train on; how it is taken is printed."""
+    scan, _ = acquire(settings.intake, source)
+    problem = prepare(scan, settings.prepare)
+    tqdm.write("\n".join((f"{scan.name}: {scan}", *problem.notes)))
+    return scan, problem
 
 
 def _same_size(size: tuple | None, name: str, own: tuple) -> tuple:
@@ -184,14 +192,14 @@ def self_supervised_file(settings: RunSettings, folder: Path) -> "SceneFile":
     with atomic_path(path) as temporary:
         written, size, coils = SceneFile(temporary), None, None
         for source in tqdm(sources, desc="scans", unit="scan"):
-            scan, _ = acquire(settings.intake, source)
-            problem = prepare(scan, settings.prepare)
+            scan, problem = _problem(settings, source)
             size = _same_size(size, scan.name, tuple(problem.model.mask.shape[1:]))
             coils = coils or problem.model.coils
             if problem.model.coils != coils:
                 raise InputError(
-                    f"{scan.name} has {problem.model.coils} virtual coils and others {coils}; give all the same number "
-                    f"(--config.data.virtual_coils={min(coils, problem.model.coils)})."
+                    f"{scan.name} has {problem.model.coils} virtual coils and others {coils}; give all the same "
+                    f"number: --config.data.virtual_coils={max(coils, problem.model.coils)}, or fewer where "
+                    "a scan has fewer coils."
                 )
             own, _, _ = choose_settings(problem, ou, settings.seed)
             for seed in range(training.splits):
@@ -215,7 +223,10 @@ def prepare_held_out(problem: Problem, ou: OUSettings, seed: int) -> PreparedSce
     mask = problem.model.mask
     kept, held_out = hold_out_for_training(mask, seed)
     if not held_out.any():
-        raise InputError("the mask leaves no sample to hold out, so nothing can be learned from the scan itself.")
+        raise InputError(
+            "the mask leaves no samples to hold out, so self-supervised training is not possible; acquire at least 2 "
+            "ACS lines, or use training.objective=synthetic."
+        )
     start = OptimizationUnit(with_operator(ou, "cascade"), seed).solve(problem.restricted(kept))
     tensors = (tensor.cpu() for tensor in (ifft2c(problem.measured), start, kept, mask, problem.model.maps))
     return PreparedScene(*tensors, problem.periodic)

@@ -44,13 +44,14 @@ class ModelSettings(Settings):
     nf: int = setting(128, "features at full resolution", least=1)
     ch_mult: tuple = setting((1, 1, 2, 2, 2, 2, 2), "multiples of nf per level, finest first", least=1)
     num_res_blocks: int = setting(2, "residual blocks per level", least=1)
-    attn_resolutions: tuple = setting((16,), "resolutions that attend; the bottleneck always does", least=1)
+    attn_resolutions: tuple = setting((16,), "sizes of feature maps with self-attention; the bottleneck always has it",
+                                      least=1)  # fmt: skip
     sigma_min: float = setting(0.01, "smallest noise level, in the units of the data", above=0)
     sigma_max: float = setting(4.0, "largest noise level", above=0)
     dropout: float = setting(0.0, "probability, in training", least=0, most=0.9)
     ema_rate: float = setting(0.999, "decay of the running average of the weights", least=0, most=1)
     temporal: bool = setting(False, "every level sees the frames before and after; objectives with context only")
-    patch: int = setting(1, "pixels per side that the network takes as one", least=1)
+    patch: int = setting(1, "side of the pixel blocks that form one network input (pixel unshuffle)", least=1)
 
     def network(self, context: Context | None) -> NCSNpp:
         """The network, freshly initialised."""
@@ -97,7 +98,7 @@ class TrainingSettings(Settings):
         "the scans", choices=OBJECTIVES
     )  # fmt: skip
     batch_size: int = setting(4, "frames per step, of all processes and accumulated parts together", least=1)
-    accumulation: int = setting(1, "parts, one after the other, of a process's share of a batch", least=1)
+    accumulation: int = setting(1, "gradient accumulation steps per process", least=1)
     precision: str = setting("fp32", "of the network's layers; weights and average stay float32", choices=PRECISIONS)
     workers: int | None = setting(None, "processes that draw batches; None: 0 on a CPU, else up to 12", least=0,
                                   optional=int)  # fmt: skip
@@ -108,13 +109,13 @@ class TrainingSettings(Settings):
     snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
     compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
     init: str = setting("", "model.safetensors to begin from, for GM and LM alike; empty: at random")
-    ou: str = setting("llr", "synthetic, and self_supervised with ou.operator=auto: the OU whose errors are learned",
+    ou: str = setting("llr", "synthetic, self_supervised with ou.operator=auto: OU whose artefacts are learned",
                       choices=("llr", "motion"))  # fmt: skip
     scenes: int = setting(2000, "synthetic: number of scenes", least=1)
     scene_frames: int = setting(16, "synthetic, self_supervised: most frames of one scan in a batch", least=1)
-    columns: int = setting(48, "synthetic, self_supervised: columns of a scan in a batch, for masks of lines; 0: all",
+    columns: int = setting(48, "synthetic, self_supervised: image columns of a sample, for masks of lines; 0: all",
                            least=0)  # fmt: skip
-    steps: int = setting(2, "synthetic, self_supervised: steps of the prior, trained through and so used", least=1)
+    steps: int = setting(2, "synthetic, self_supervised: denoising steps per prior, in training and in use", least=1)
     splits: int = setting(8, "self_supervised: ways to hold out samples of each scan", least=1)
 
 

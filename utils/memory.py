@@ -43,7 +43,7 @@ def within_memory(
             raise
     # here, the exception is gone, and with it all that the job held
     place = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine"
-    told = f"{frames} frames in one network pass do not fit into the memory of {place}"
+    told = f"out of memory on {place}: {frames} frames per network pass do not fit"
     count = frames
     while count > least:
         count = max(count // 2 // least, 1) * least
@@ -55,7 +55,7 @@ def within_memory(
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-    raise InputError(f"{told}, nor any fewer; free memory, or {otherwise} a smaller network or scan.")
+    raise InputError(f"{told}, nor do fewer; free memory, or {otherwise} a smaller network or scan.")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -37,12 +37,12 @@ def axes_of_scan(
     said = []
     if len(kept) == 4 and coils_axis is None:
         coils_axis = _coil_axis(where, array, kept, frames_axis, kspace)
-        said.append(f"coils along axis {coils_axis} (found; --coils_axis names another)")
+        said.append(f"coils along axis {coils_axis} (detected; override with --coils_axis)")
     elif coils_axis is not None:
         said.append(f"coils along axis {coils_axis}")
     rest = [i for i in kept if i != coils_axis]
     axis, guessed = _frames_axis(where, array, rest, frames_axis)
-    said.insert(0, f"frames along axis {axis}{' (guessed; --frames_axis names another)' if guessed else ''}")
+    said.insert(0, f"frames along axis {axis}{' (detected; override with --frames_axis)' if guessed else ''}")
     return axis, coils_axis, said
 
 
@@ -54,6 +54,8 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         raise InputError(
             f"{where} holds images of 4 axes {array.shape}; {mend}, or add --kind kspace if it is k-space with coils."
         )
+    if not np.isfinite(array).all():  # of a broken coil, which is named once its axis is known
+        array = np.where(np.isfinite(array), array, 0)
     free = [i for i in kept if frames_axis is None or i != frames_axis % array.ndim]
     sampled = array != 0
     constant = [i for i in free if _is_constant(sampled, i)]
@@ -70,8 +72,8 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         if _neighbour_difference(array, frames) < CLEAR * _neighbour_difference(array, coils):
             return coils
     raise InputError(
-        f"{where} of shape {array.shape} could have its coils along several axes; name the one by --coils_axis (and "
-        "the frames' by --frames_axis)."
+        f"{where} of shape {array.shape} has an ambiguous coil axis; set --coils_axis (and --frames_axis)."
+        ""
     )
 
 
@@ -97,7 +99,7 @@ def _frames_axis(where: str, array: np.ndarray, kept: list[int], axis: int | Non
         lengths = [array.shape[i] for i in kept]
         singles = [i for i in kept if lengths.count(array.shape[i]) == 1]
         if not singles:
-            raise InputError(f"{where} has equal axes {array.shape}; name the frames' by --frames_axis.")
+            raise InputError(f"{where} has equal axes {array.shape}, so time is ambiguous; set --frames_axis.")
         return min(singles, key=lambda i: array.shape[i]), True
     if not -array.ndim <= axis < array.ndim or axis % array.ndim not in kept:
         raise InputError(

@@ -47,12 +47,12 @@ def load_mask(
         few = ", ".join(f"{value:g}" for value in values[:4]) if np.isrealobj(values) else "complex ones"
         raise InputError(
             f"{where} has values other than 0 and 1 ({few}{', …' if values.size > 4 else ''}); "
-            "save it as 1 where sampled and 0 elsewhere, or name the mask with the key of its variable."
+            "save it as 1 where sampled and 0 elsewhere, or select the mask variable with --mask_key."
         )
     flat = np.squeeze(stored).ndim == 2 and frames_axis is None
     mask = np.squeeze(stored) if flat else frames_first(where, stored, frames_axis)[0]
     empty = np.flatnonzero(~mask.reshape(1 if flat else len(mask), -1).any(axis=1))
     if empty.size:
-        what = "no sample at all" if flat else f"no sample in frame {empty[0]} (counted from 0)"
+        what = "no sample at all" if flat else f"no sample in frame {empty[0]} (counting from 0)"
         raise InputError(f"{where} has {what}; give every frame at least one line.")
     return torch.from_numpy(np.ascontiguousarray(mask != 0))

@@ -30,6 +30,8 @@ class Stored:
         name of the variable.
     found
         what was found, one sentence for a person.
+    details
+        further sentences: how the array is laid out, and what lies beside it.
     noise
         complex64 `(coils, n)` from a variable `noise` beside k-space, or None.
     image
@@ -43,8 +45,12 @@ class Stored:
     format: str
     found: str
     sha256: str
+    details: tuple[str, ...] = ()
     noise: torch.Tensor | None = None
     image: torch.Tensor | None = None
+
+    def __str__(self) -> str:
+        return "\n".join((self.found, *self.details))
 
 
 def load_scan(
@@ -102,20 +108,19 @@ def load_scan(
     frames, coils, height, width = data.shape
     several = f"{coils} coils, " if coils > 1 else ""
     found = (
-        f"{path} ({format_name}): variable '{key}', {stored.dtype} {stored.shape}, is {in_words}"
-        f"{how_kind_is_known(key, asked, stored)}, {frames} frames of {several}{height} x {width}, {', '.join(axes)}, "
-        f"magnitude {data.abs().min():.4g} to {data.abs().max():.4g}"
+        f"{path} ({format_name}): variable '{key}' is {in_words}{how_kind_is_known(key, asked, stored)}, {frames} "
+        f"frames of {several}{height} x {width}"
     )
-    noise, image = _beside(variables, data.shape) if kind == "kspace" else (None, None)
-    if noise is not None:
-        found += f"; noise samples in variable 'noise' {tuple(noise.shape)}"
-    if image is not None:
-        found += "; the image to score against in variable 'image'"
-    return Stored(data, full_kind, path, key, format_name, found, sha256(path), noise, image)
+    layout = (
+        f"stored as {stored.dtype} {stored.shape}: {', '.join(axes)}; magnitude {data.abs().min():.4g} to "
+        f"{data.abs().max():.4g}"
+    )
+    noise, image, beside = _beside(path, variables, data.shape) if kind == "kspace" else (None, None, [])
+    return Stored(data, full_kind, path, key, format_name, found, sha256(path), (layout, *beside), noise, image)
 
 
-def load_maps(path: str | os.PathLike, key: str | None = None) -> torch.Tensor:
-    """Coil maps of a file: complex64 `(coils, height, width)`."""
+def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tuple[torch.Tensor, str]:
+    """Coil maps of a file: complex64 `(coils, height, width)`, and what was found. The coil axis may be the last."""
     path = Path(path)
     variables, _ = read_arrays(path, key, ("maps",))
     named = [name for name in variables if name.split("/")[-1].lower() in ("maps", "sens", "csm", "coil_maps")]
@@ -123,21 +128,40 @@ def load_maps(path: str | os.PathLike, key: str | None = None) -> torch.Tensor:
     stored = np.squeeze(variables[key])
     if stored.ndim != 3:
         raise InputError(f"{path}, variable '{key}' has shape {stored.shape}; coil maps are (coils, height, width).")
-    return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64))
+    if not np.isfinite(stored).all():
+        raise InputError(f"{path}, variable '{key}' has values that are NaN or infinite; repair the coil maps.")
+    found = f"coil maps: {path}, variable '{key}' {stored.shape}"
+    if stored.shape[0] != coils and stored.shape[2] == coils:
+        stored, found = np.moveaxis(stored, 2, 0), f"{found}, coils along the last axis"
+    return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64)), found
 
 
 def _beside(
-    variables: dict[str, np.ndarray], shape: tuple[int, ...]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`."""
+    path: Path, variables: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> tuple[torch.Tensor | None, torch.Tensor | None, list[str]]:
+    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them."""
     frames, coils, height, width = shape
-    noise, image = variables.get("noise"), variables.get("image")
     samples = truth = None
-    if noise is not None and noise.ndim == 2 and noise.shape[0] == coils and np.iscomplexobj(noise):
-        samples = torch.from_numpy(noise.astype(np.complex64))
+    said = []
+    noise, image = variables.get("noise"), variables.get("image")
+    if noise is not None:
+        where, noise = f"variable 'noise' {noise.shape}", np.squeeze(noise)
+        noise = noise[None] if noise.ndim == 1 and coils == 1 else noise
+        turned = noise.ndim == 2 and noise.shape[0] != coils and noise.shape[1] == coils
+        noise = noise.T if turned else noise
+        if noise.ndim != 2 or noise.shape[0] != coils or not np.iscomplexobj(noise):
+            raise InputError(
+                f"{path}, {where}: noise samples are complex, (coils, samples) with the {coils} coil"
+                f"{'s' if coils > 1 else ''} of the k-space; correct the variable, or rename it if it is none."
+            )
+        samples = torch.from_numpy(np.ascontiguousarray(noise, dtype=np.complex64))
+        said.append(f"noise samples: {where}{', its axes exchanged' if turned else ''}")
     if image is not None and image.shape == (frames, height, width):
         truth = torch.from_numpy(image.astype(np.complex64))
-    return samples, truth
+        said.append("reference: the file's variable 'image'")
+    if coils > 1 and "maps" in variables:
+        said.append(f"variable 'maps' {variables['maps'].shape} is not used; --maps {path} uses it")
+    return samples, truth, said
 
 
 def _in_order(array: np.ndarray, frames_axis: int, coils_axis: int | None) -> np.ndarray:
@@ -159,7 +183,7 @@ def _as_complex64(where: str, array: np.ndarray, dtype: np.dtype, kind: str | No
     if height % 2 or width % 2:
         raise InputError(
             f"{where} has frames of {height} x {width}; crop or pad them to even sizes "
-            "(or name the frames by --frames_axis)."
+            "(or set --frames_axis)."
         )
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite and is counted
         data = np.ascontiguousarray(array, dtype=np.complex64)
@@ -167,12 +191,13 @@ def _as_complex64(where: str, array: np.ndarray, dtype: np.dtype, kind: str | No
     if not finite.all():
         bad = [int(i) for i in np.flatnonzero(~finite.all(axis=(0, 2, 3)))]
         count = data.size - int(finite.sum())
+        values = f"{count} value{'s that are' if count > 1 else ' that is'} NaN or infinite"
         if data.shape[1] > 1 and len(bad) < data.shape[1]:
             raise InputError(
-                f"{where} holds {count} values that are NaN or infinite, all in coil {', '.join(map(str, bad))} "
-                "(counted from 0); leave that coil out or repair it."
+                f"{where} holds {values}, all in coil{'s' if len(bad) > 1 else ''} {', '.join(map(str, bad))} "
+                "(counting from 0); leave that coil out or repair it."
             )
-        raise InputError(f"{where} holds {count} values that are NaN or infinite; repair or replace them.")
+        raise InputError(f"{where} holds {values}; repair or replace {'them' if count > 1 else 'it'}.")
     if not data.any():
         raise InputError(f"{where} is zero everywhere; save the scan again.")
     return torch.from_numpy(data)

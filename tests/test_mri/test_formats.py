@@ -82,18 +82,18 @@ def test_what_is_saved_is_loaded(tmp_path, image, stored, suffix):
     path = tmp_path / f"scan{suffix}"
     save_array(path, stored)
     scan = load_scan(path)
-    assert torch.equal(scan.data, image) and scan.kind == "complex" and "frames along axis 2" in scan.found
+    assert torch.equal(scan.data, image) and scan.kind == "complex" and "frames along axis 2" in str(scan)
     assert scan.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert scan.path == path and scan.key == ("scan" if suffix == ".npy" else "image")
     for word in (str(path), scan.key, "complex64", "6 frames of 64 x 64", "--frames_axis", "--kind"):
-        assert word in scan.found
+        assert word in str(scan)
 
 
 def test_matlab73_axes_are_turned_back(tmp_path, image, stored):
     path = tmp_path / "scan.mat"
     save_mat73(path, image=stored.astype(np.complex128), note=np.float64([[1.0]]))
     scan = load_scan(path)
-    assert torch.equal(scan.data, image) and "v7.3" in scan.found
+    assert torch.equal(scan.data, image) and "v7.3" in str(scan)
     save_mat73(path, mask=np.ones((64, 64, 6), bool))
     assert load_mask(path).shape == (6, 64, 64)
 
@@ -104,7 +104,7 @@ def test_hdf5_group_and_pairs_keep_their_axes(tmp_path, image):
     with h5py.File(path, "w") as file:
         file["scan/kspace"] = value
     scan = load_scan(path, kind="image")
-    assert scan.key == "scan/kspace" and "frames along axis 0" in scan.found and torch.equal(scan.data, image)
+    assert scan.key == "scan/kspace" and "frames along axis 0" in str(scan) and torch.equal(scan.data, image)
 
 
 def test_saving_refuses_and_replaces(tmp_path, stored):
@@ -169,7 +169,7 @@ def test_the_frames_axis_is_found(tmp_path, shape, named, axis):
     array = np.random.default_rng(0).random(shape, np.float32)
     np.save(path, array)
     scan = load_scan(path, frames_axis=named)
-    assert f"frames along axis {axis}" in scan.found and ("--frames_axis" in scan.found) == (named is None)
+    assert f"frames along axis {axis}" in str(scan) and ("--frames_axis" in str(scan)) == (named is None)
     assert torch.equal(scan.data.real, torch.from_numpy(np.moveaxis(array, axis, 0).copy()).squeeze())
 
 
@@ -286,7 +286,7 @@ def test_a_file_without_numbers(tmp_path):
     ("change", "words"),
     [
         (lambda x: np.where(np.arange(6) == 1, np.nan, x), ("4096 values", "NaN")),
-        (lambda x: np.where(x == x.max(), np.inf, x), ("1 values", "infinite")),
+        (lambda x: np.where(x == x.max(), np.inf, x), ("1 value that is", "infinite")),
         (lambda x: x.astype(np.float64) * 1e300, ("infinite",)),
         (lambda x: (255 * x).astype(np.uint8), ("uint8", "float32")),
         (lambda x: x > 0.5, ("bool", "float32")),
@@ -333,8 +333,8 @@ def test_the_coil_axis_is_found(tmp_path, coils, order, sampled):
     for options in ({}, {"coils_axis": place}, {"coils_axis": place - 4, "frames_axis": order.index(0)}):
         stored = formats.load_scan(path, key="kspace", **options)
         assert torch.equal(stored.data, kspace)
-        assert f"coils along axis {place}" in stored.found and "6 frames of 4 coils" in stored.found
-        assert ("--coils_axis" in stored.found) == (not options)
+        assert f"coils along axis {place}" in str(stored) and "6 frames of 4 coils" in str(stored)
+        assert ("--coils_axis" in str(stored)) == (not options)
 
 
 def test_a_coil_axis_that_cannot_be_told(tmp_path, coils):
@@ -361,6 +361,10 @@ def test_nan_in_one_coil_names_it(tmp_path, coils):
     kspace[2, 3, 32, 7] = float("nan")
     np.save(tmp_path / "scan.npy", kspace.numpy())
     refusal(tmp_path / "scan.npy", "all in coil 3", "leave that coil out", load=formats.load_scan, key="kspace")
+    kspace = coils[0].clone()
+    kspace[:, 1] = float("nan")
+    np.save(tmp_path / "scan.npy", kspace.numpy())
+    refusal(tmp_path / "scan.npy", "all in coil 1", "leave that coil out", load=formats.load_scan, key="kspace")
 
 
 def test_what_lies_beside_kspace(tmp_path, coils, image):
@@ -369,13 +373,21 @@ def test_what_lies_beside_kspace(tmp_path, coils, image):
     np.savez(path, kspace=coils[0].numpy(), noise=noise.numpy(), image=image.numpy(), maps=maps.numpy())
     stored = formats.load_scan(path)
     assert stored.key == "kspace" and torch.equal(stored.noise, noise) and torch.equal(stored.image, image)
-    assert "noise samples" in stored.found and torch.equal(load_maps(path), maps)
-    np.savez(path, kspace=coils[0].numpy(), noise=noise[:3].numpy(), image=image[:, :63].numpy())
+    assert "noise samples" in str(stored) and f"--maps {path}" in str(stored)
+    assert torch.equal(load_maps(path, 4)[0], maps)
+    np.savez(path, kspace=coils[0].numpy(), noise=noise.T.numpy(), image=image[:, :63].numpy())
     stored = formats.load_scan(path)
-    assert stored.noise is None and stored.image is None  # they do not fit
-    with pytest.raises(InputError, match="coil maps are"):
-        np.save(tmp_path / "maps.npy", maps[0].numpy())
-        load_maps(tmp_path / "maps.npy")
+    assert torch.equal(stored.noise, noise) and "axes exchanged" in str(stored)
+    assert stored.image is None  # it does not fit
+    np.savez(path, kspace=coils[0].numpy(), noise=noise[:3].numpy())
+    refusal(path, "'noise' (3, 100)", "4 coils", load=formats.load_scan)
+    np.save(tmp_path / "maps.npy", maps.permute(1, 2, 0).numpy())
+    turned, found = load_maps(tmp_path / "maps.npy", 4)
+    assert torch.equal(turned, maps) and "last axis" in found
+    for broken, words in ((maps[0], "coil maps are"), (maps * float("nan"), "NaN")):
+        np.save(tmp_path / "maps.npy", broken.numpy())
+        with pytest.raises(InputError, match=words):
+            load_maps(tmp_path / "maps.npy", 4)
 
 
 def test_development_coils(shared_file):
@@ -439,7 +451,7 @@ def test_mask_with_an_empty_frame(tmp_path):
 )
 def test_development_scans(name, shape, shared_file):
     scan = load_scan(shared_file(f"data/{name}.mat"))
-    assert scan.data.shape == shape and scan.kind == "magnitude" and "--kind" not in scan.found
+    assert scan.data.shape == shape and scan.kind == "magnitude" and "--kind" not in str(scan)
 
 
 @pytest.mark.parametrize(

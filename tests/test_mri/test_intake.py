@@ -44,14 +44,14 @@ def test_embedded_scan_is_undersampled():
     assert scan.kspace.shape == (6, 8, 64, 64) and scan.noise_samples.shape == (8, 4096)
     assert (scan.kspace.movedim(1, -1)[~scan.mask] == 0).all() and (scan.kspace.movedim(1, -1)[scan.mask] != 0).all()
     assert reference.image.shape == (6, 64, 64) and not reference.noisy
-    assert "every frame has the same samples" not in str(scan) and "nothing is missing" not in str(scan)
+    assert "every frame has the same samples" not in str(scan) and "fully sampled" not in str(scan)
 
 
 def test_masks_that_leave_little_to_do_are_told(tmp_path):
-    assert "nothing is missing" in str(embedded_scan(intake(MaskSettings(acceleration=1.0), frames=6), 0)[0])
+    assert "fully sampled" in str(embedded_scan(intake(MaskSettings(acceleration=1.0), frames=6), 0)[0])
     path = str(save(tmp_path / "still.npy", (torch.arange(64) % 2 == 0)[:, None].expand(64, 64)))
     scan, _ = embedded_scan(intake(MaskSettings(path=path), frames=6), 0)
-    assert "net acceleration 2.00; every frame has the same samples" in str(scan)
+    assert "net acceleration 2.00; the same in every frame" in str(scan)
 
 
 def test_magnitude_images_get_a_seeded_smooth_phase(image, tmp_path):

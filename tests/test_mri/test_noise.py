@@ -1,6 +1,7 @@
 """The noise level is read back through every door, and the residual says when maps do not fit."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -60,10 +61,10 @@ def test_orthonormal_transform_keeps_the_level_and_networks_count_per_channel():
 def test_true_maps_are_silent_and_shifted_maps_are_not(noise):
     for shift, expected in ((0, False), (10, True)):
         scan, simulated = scan_of(6, noise, noise_std=noise)
-        scan = Scan.from_arrays(
-            scan.kspace, scan.mask, noise_std=noise, coil_maps=torch.roll(simulated.maps, shift, dims=2)
-        )
+        scan = Scan.from_arrays(scan.kspace, scan.mask, noise_std=noise, coil_maps=simulated.maps)
         problem = prepare(scan, PrepareSettings(virtual_coils=6))
+        model = replace(problem.model, maps=torch.roll(problem.model.maps, shift, dims=2))
+        problem = replace(problem, model=model)
         image = run_optimization_unit(problem, OU).image
         assert misfit(problem.model, image, problem.measured, problem.noise_std) == expected
 
@@ -76,9 +77,21 @@ def test_estimated_maps_fit_and_a_misfit_is_said(context_priors):
     fits = reconstruct(scan.kspace, scan.mask, *models, noise_samples=simulated.noise)
     assert fits.chi < 1.5 and not any("warning" in note for note in fits.notes)
     wrong = reconstruct(
-        scan.kspace, scan.mask, *models, noise_samples=simulated.noise, maps=torch.roll(simulated.maps, 10, 2)
+        scan.kspace, scan.mask, *models, noise_samples=simulated.noise, maps=torch.roll(simulated.maps, 4, 2)
     )
-    assert wrong.chi > 2 and any("warning: the residual" in note and "--maps" in note for note in wrong.notes)
+    for words in ("warning: the residual", "warning: the coil maps hardly fit"):
+        assert wrong.chi > 2 and any(words in note and "--maps" in note for note in wrong.notes)
+
+
+def test_a_level_that_the_scan_does_not_contain_is_said():
+    """Noise samples in other units, or a wrong --noise_std; the true level is silent."""
+    for coils in (1, 4):
+        scan, simulated = scan_of(coils, 0.01)
+        for factor in (0.5, 1, 3, 20):
+            more = [{"noise_std": 0.01 * factor}, {"noise_samples": factor * simulated.noise}]
+            for one in more:
+                notes = prepare(Scan.from_arrays(scan.kspace, scan.mask, **one)).notes
+                assert any("more noise than the scan contains" in note for note in notes) == (factor > 1)
 
 
 def test_chi_of_pure_noise_is_one():
@@ -98,4 +111,4 @@ def test_mask_settings_say_how_the_mask_was_made(tmp_path):
     intake = Intake(mask=MaskSettings(acceleration=2.0))
     scan, reference = scan_from_file(intake, tmp_path / "full.npz")
     assert scan.coils == 4 and scan.noise_samples.shape == (4, 4096) and scan.coil_maps is None
-    assert torch.equal(reference.image, simulated.image) and "R=2 with 8 ACS" in scan.source.found
+    assert torch.equal(reference.image, simulated.image) and "R = 2, 8 ACS" in scan.source.found

@@ -31,7 +31,7 @@ def test_what_is_decided_is_said():
     scan, _ = scan_of()
     problem = prepare(scan)
     notes = "\n".join(problem.notes)
-    for words in ("whitened by 4096 noise samples of 4 coils", "virtual coils with", "root sum of squares", "Walsh",
+    for words in ("pre-whitened with 4096 noise samples", "virtual coils retaining", "root sum of squares", "Walsh",
                   "σ = 0.01 per complex sample (measured)", "SNR"):  # fmt: skip
         assert words in notes
     assert problem.noise_known and problem.snr == pytest.approx(problem.scale / 0.01, rel=0.05)
@@ -60,10 +60,10 @@ def test_a_dead_coil_is_left_out_and_named():
     kspace = scan.kspace.clone()
     kspace[:, 2] = 0
     problem = prepare(Scan.from_arrays(kspace, scan.mask, noise_samples=found.noise, coil_maps=found.maps))
-    assert problem.notes[0] == "coil 2 (counted from 0) measured nothing and is left out"
+    assert problem.notes[0] == "coil 2 (counting from 0) has no signal and is left out"
     assert problem.matrix.shape[1] == 3
     kspace[:, 0] = 0
-    assert prepare(Scan.from_arrays(kspace, scan.mask)).notes[0].startswith("coils 0, 2 (counted from 0)")
+    assert prepare(Scan.from_arrays(kspace, scan.mask)).notes[0].startswith("coils 0, 2 (counting from 0)")
     with pytest.raises(InputError, match="every measured sample of the scan is zero"):
         prepare(Scan.from_arrays(0 * kspace, scan.mask))
 
@@ -72,21 +72,38 @@ def test_a_coil_that_is_not_finite_is_named():
     scan, _ = scan_of()
     kspace = scan.kspace.clone()
     kspace[1, 3, 32, 5] = float("nan")
-    with pytest.raises(InputError, match=r"a sample of coil 3 \(counted from 0\) is NaN"):
+    with pytest.raises(InputError, match=r"a sample of coil 3 \(counting from 0\) is NaN"):
         Scan.from_arrays(kspace, scan.mask)
 
 
 def test_maps_that_do_not_fit():
     scan, found = scan_of()
-    holed = found.maps.clone()
-    holed[:, 28:36, 28:36] = 0
-    for maps, words in ((found.maps[:, :60], "the coil maps are"), (holed, "zero inside the object")):
+    wrong = (torch.roll(found.maps, 10, 2), found.maps.flip(1), found.maps.flip(0))
+    refused = [(found.maps[:, :60], "the coil maps are"), (0 * found.maps, "zero everywhere")]
+    for maps, words in [*refused, *((maps, "do not belong to this scan") for maps in wrong)]:
         with pytest.raises(InputError, match=words):
             prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=maps))
+    notes = prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=torch.roll(found.maps, 3, 2))).notes
+    assert any("warning: the coil maps hardly fit" in note for note in notes)
     given = prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=3 * found.maps))
-    assert "from the file" in "\n".join(given.notes)
+    assert "as given" in "\n".join(given.notes) and "warning" not in "\n".join(given.notes)
     norm = given.model.maps.abs().square().sum(0)
     assert torch.allclose(norm, torch.ones(64, 64), atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.01, 0.05])
+def test_maps_with_holes_are_completed(noise):
+    """A support mask, or a hole inside the object, does not cut the image."""
+    mask = make_mask("uniform", (8, 64, 64), 4, 8)
+    found = simulate_scan("heart", 8, 64, 0, 4, noise)
+    outside = found.image.abs().mean(0) < 0.02
+    hole = torch.zeros(64, 64, dtype=torch.bool)
+    hole[28:36, 28:36] = True
+    for where in (outside, hole):
+        maps = torch.where(where, 0, found.maps)
+        problem = prepare(Scan.from_arrays(found.kspace, mask, coil_maps=maps))
+        assert "where they are zero" in "\n".join(problem.notes) and "warning" not in "\n".join(problem.notes)
+        assert torch.allclose(problem.model.maps.abs().square().sum(0), torch.ones(64, 64), atol=1e-4)
 
 
 def test_settings_that_do_not_fit():

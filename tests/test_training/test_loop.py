@@ -177,7 +177,7 @@ def test_a_compiled_step_is_compiled_for_each_size_and_learns_the_same(tmp_path,
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"cannot be shared by 3 process.*multiple of 1, at least 6\."):
+    with pytest.raises(InputError, match=r"cannot be split over 3 process.*use at least 6\."):
         training(tmp_path, Processes(0, 3, torch.device("cpu")), accumulation=2)
 
 

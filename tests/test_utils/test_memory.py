@@ -57,7 +57,7 @@ def test_a_temporal_network_sees_all_frames_at_once_or_says_how_many():
 
 def test_nothing_fits(network):
     prior = Prior(Holding(network, 0), KspaceWeight.published(), "", batch_size=8)
-    with pytest.raises(InputError, match=r"3 frames .* nor any fewer; free memory"):
+    with pytest.raises(InputError, match=r"3 frames .* nor do fewer; free memory"):
         prior.score(torch.randn(3, 2, 64, 64), 0.5)
 
 
@@ -79,7 +79,7 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 2**29, used + 2**29))
 within_memory(lambda: torch.empty(2**30), lambda count: torch.empty(count * 2**24), 64, lambda count: f"take {count}")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
-    assert re.search(r"InputError: 64 frames .* (\d) do: take \1\.", done.stderr), done.stderr
+    assert re.search(r"InputError: out of memory .*64 frames .* (\d) do: take \1\.", done.stderr), done.stderr
 
 
 def test_a_full_gpu_elsewhere_is_one_sentence(capsys):
