@@ -66,7 +66,7 @@ def _parse() -> argparse.Namespace:
     frames, size, seed = integer_between(2, 1024), integer_between(64, 4096), integer_between(0, LARGEST_SEED)
     parser.add_argument("--scene", choices=tuple(SCENES), default="simple", help="simple (default) or heart (harder)")
     parser.add_argument("--frames", type=frames, default=16, help="frames of one heartbeat, at least 2")
-    parser.add_argument("--size", type=size, default=192, help="matrix size, pixels, at least 64; even for --scene simple")
+    parser.add_argument("--size", type=size, default=192, help="pixels, at least 64; even for --scene simple")
     parser.add_argument("--seed", type=seed, default=0, help="the patient")
     parser.add_argument("--coils", type=integer_between(1, 64), help="write k-space of this many receive coils")
     parser.add_argument("--noise", type=_level, help="write k-space with noise, a fraction of the brightest pixel")

@@ -44,7 +44,7 @@ def test_embedded_scan_is_undersampled():
     assert scan.kspace.shape == (6, 8, 64, 64) and scan.noise_samples.shape == (8, 4096)
     assert (scan.kspace.movedim(1, -1)[~scan.mask] == 0).all() and (scan.kspace.movedim(1, -1)[scan.mask] != 0).all()
     assert reference.image.shape == (6, 64, 64) and not reference.noisy
-    assert "every frame has the same samples" not in str(scan) and "fully sampled" not in str(scan)
+    assert "the same in every frame" not in str(scan) and "; fully sampled" not in str(scan)
 
 
 def test_masks_that_leave_little_to_do_are_told(tmp_path):
