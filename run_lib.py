@@ -25,7 +25,7 @@ from mri.formats import sha256
 from mri.intake import DataSettings, Intake, MaskSettings, acquire, scan_files
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
-from reconstruction.optimization_unit import run_optimization_unit, with_operator
+from reconstruction.optimization_unit import expected_seconds, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
 from report.results import MANY, OPTIONAL, write_pictures, write_reconstruction, write_scores
@@ -172,6 +172,9 @@ def reconstruct_scan(
     """
     problem = prepare(scan, job.prepare, device())
     print("\n".join(problem.notes))
+    frames, height, width = problem.model.mask.shape
+    if about := expected_seconds(problem, with_operator(job.ou, job.sampling.sampler)):
+        print(f"optimization unit: {frames} frames of {height} x {width} take about {max(about, 1):.0f} s")
     images, seconds, result = compare_methods(problem, job, priors)
     print("\n".join(result.notes[len(problem.notes) :]))
     rows, truth = [], None

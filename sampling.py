@@ -14,13 +14,20 @@ from tqdm import tqdm
 
 from models.prior import Prior, load_shipped
 from mri.fourier import fft2c, ifft2c
-from mri.holdout import hold_out
-from mri.noise import chi, misfit
+from mri.holdout import hold_out_sets
+from mri.noise import chi
 from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
-from reconstruction.calibration import MARGIN, calibrate
-from reconstruction.optimization_unit import OptimizationUnit, OUResult, run_optimization_unit, with_operator
+from reconstruction.calibration import calibrate
+from reconstruction.notes import misfit_notes, ou_note, priors_note, report_notes
+from reconstruction.optimization_unit import (
+    OptimizationUnit,
+    OUResult,
+    noise_left,
+    run_optimization_unit,
+    with_operator,
+)
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
 from reconstruction.uncertainty import error_map
@@ -34,7 +41,8 @@ def cascade(x, A, y, priors, steps, optimization_unit, periodic, log):
     """Follow each accepted prior once from the OU's result, at the noise level of the error that is left.
 
     Karras et al. 2022, Algorithm 1 without its second-order correction, in their symbols: D denoiser, σ noise level,
-    x ← x + a (D(x; σ) − x). Each step brings its prior, σ and a.
+    x ← x + a (D(x; σ) − x). Each step brings its prior, σ and a. A change is taken in what was not measured: the start
+    has seen the samples, and agrees with them as far as their noise allows.
 
     Parameters
     ----------
@@ -47,12 +55,12 @@ def cascade(x, A, y, priors, steps, optimization_unit, periodic, log):
     """
     for step in steps:
         D = priors[step.prior].denoise
-        x = x + step.step_size * (D(x, A, step.sigma, periodic) - x)
-        residual = A.residual(x, y)
-        x = A.consistent(x, y)
+        change = step.step_size * (D(x, A, step.sigma, periodic) - x)
+        residual = A.residual(x + change, y)
+        x = x + A.unmeasured(change)
         if optimization_unit.runs_after(step is steps[-1]):
             # weaker as σ falls: at full strength it would remove what the priors add
-            x = A.consistent(optimization_unit(x, step.sigma / steps[0].sigma), y)
+            x = x + A.unmeasured(optimization_unit(x, step.sigma / steps[0].sigma) - x)
         log.step(sigma=step.sigma, residual=residual)
     return x
 
@@ -161,6 +169,7 @@ def reconstruct(
     *,
     maps: Tensor | None = None,
     noise_samples: Tensor | None = None,
+    noise_std: float | None = None,
 ) -> Reconstruction:
     """Reconstruct a dynamic scan from its measured samples alone.
 
@@ -182,6 +191,9 @@ def reconstruct(
         complex `(coils, height, width)`; default: estimated from the scan.
     noise_samples
         complex `(coils, n)` measured without signal, to whiten the coils; default: the coils are taken as white.
+    noise_std
+        σ of a complex sample of one coil, E|n|² = σ², in the units of `kspace`; 0 for simulated data without noise;
+        default: from the noise samples, else estimated, which gives an upper bound.
 
     Arrays are torch tensors or NumPy arrays.
 
@@ -191,7 +203,7 @@ def reconstruct(
         for a setting that fits neither the scan nor the checkpoints.
     """
     preparing, ou, sampling = stage_settings(config)
-    scan = Scan.from_arrays(kspace, mask, coil_maps=maps, noise_samples=noise_samples)
+    scan = Scan.from_arrays(kspace, mask, coil_maps=maps, noise_samples=noise_samples, noise_std=noise_std)
     problem = prepare(scan, preparing, device)
     return reconstruct_problem(problem, (global_model, local_model), ou, sampling, seed)
 
@@ -216,8 +228,6 @@ def reconstruct_problem(
     device = problem.measured.device
     ou = with_operator(ou, sampling.sampler)
     OptimizationUnit(ou, seed).check(problem.frames, *problem.model.mask.shape[1:])
-    if sampling.sampler == "cascade":
-        problem.check_for_cascade()
     priors = _priors_in_order(models, sampling, device)
     generator = torch.Generator().manual_seed(seed)
     begun = time.perf_counter()
@@ -243,10 +253,7 @@ def reconstruct_problem(
             notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
-            without = result.without_held_out
-            if without is None:
-                without = _start_without_held_out(problem, result.settings, sampling, seed)
-            schedule = calibrate(problem, priors, without, after_motion, seed, bar)
+            schedule, without = calibrate(problem, priors, result, after_motion, bar)
             bar.total = bar.n + len(schedule.steps)
             x = cascade(x, A, y, priors, schedule.steps, unit, periodic, log)
             tested = priors if schedule.held_out else []
@@ -255,11 +262,12 @@ def reconstruct_problem(
             if sampling.samples:
                 left = schedule.remaining_error(priors)
                 last = partial(_denoise, priors[-1], A, periodic)
-                deviation = error_map(x, A, left, last, sampling.samples, generator)
+                deviation = error_map(x, A, left, last, sampling.samples, generator, noise_left(problem))
         extra = {"calibration": asdict(schedule)}
-        notes += [_ou_note(result, ou), _priors_note(schedule, sampling.order)]
+        notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order)]
+        notes += report_notes(problem, result, without)
     level = chi(A, x, y, problem.noise_std)
-    notes += _misfit_notes(problem, x, level)
+    notes += misfit_notes(problem, x, level)
     settings = {
         "config": {"sampling": asdict(sampling), "ou": asdict(result.settings), "data": {"periodic": periodic}},
         "seed": seed,
@@ -285,15 +293,13 @@ def _start(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: i
     """What the sampler starts from."""
     if sampling.sampler == "cascade" and ou.after != "never":
         return run_optimization_unit(problem, ou, seed)
-    if sampling.sampler == "cascade" or sampling.start == "pseudo_reference":
-        return OUResult(problem.view_sharing(), ou, None)
-    return OUResult(problem.model.adjoint(problem.measured), ou, None)
-
-
-def _start_without_held_out(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: int) -> Tensor:
-    """The start of the cascade without the held-out samples."""
-    kept, held = hold_out(problem.model.mask, seed=seed)
-    return _start(problem.restricted(kept), ou, sampling, seed).image if held.any() else problem.view_sharing()
+    if sampling.sampler == "cascade":
+        held_out = hold_out_sets(problem.model.mask, seed)
+        start = problem.restricted(held_out.kept).view_sharing()
+        return OUResult(problem.view_sharing(), ou, held_out, start, start)
+    if sampling.start == "pseudo_reference":
+        return OUResult(problem.view_sharing(), ou)
+    return OUResult(problem.model.adjoint(problem.measured), ou)
 
 
 def _priors_in_order(
@@ -331,52 +337,6 @@ def check_priors(sampling: SamplingSettings, priors: list[Prior]) -> None:
         )
     if sampling.sampler == "published" and sampling.samples:
         raise InputError("sampling.samples, the error map, needs --sampler cascade.")
-
-
-def _ou_note(result: OUResult, ou: OUSettings) -> str:
-    unit = result.settings
-    if ou.after == "never":
-        return "optimization unit: off"
-    if unit.operator == "motion":
-        removed = "" if result.gain is None else f"; held-out error −{result.gain:.0%} against llr"
-        taken = unit.motion_taken or unit.motion_steps
-        return (
-            f"optimization unit: low rank along the motion, patches {unit.motion_patch}×{unit.motion_patch}, {taken} "
-            f"of {unit.motion_steps} steps{removed}"
-        )
-    if ou.operator == "motion":
-        return "optimization unit: llr; low rank along the motion did not lower the held-out error"
-    return f"optimization unit: {unit.operator}"
-
-
-def _priors_note(schedule, order: tuple[str, ...]) -> str:
-    roles = {"global": "GM", "local": "LM"}
-    if not schedule.held_out:
-        return "priors: not used, because the mask leaves no samples to hold out"
-    if not schedule.steps:
-        names = " and ".join(roles[name] for name in order)
-        return f"priors: {names} rejected: they lower the held-out error by less than {MARGIN:.1%}"
-    each = ", ".join(
-        f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
-        for name, size in zip(order, schedule.step_sizes, strict=True)
-    )
-    change = schedule.error_after / schedule.error_before - 1
-    return f"priors: {each}; held-out error {f'{100 * change:+.1f}'.replace('-', '−')} %"
-
-
-def _misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
-    """What the residual says of the forward model."""
-    if problem.model.coils == 1:
-        return []
-    notes = [f"residual: χ = {level:.2f} (expected about 1 or less if coil maps and noise level are right)"]
-    if misfit(problem.model, image, problem.measured, problem.noise_std):
-        share = problem.model.residual(image, problem.measured)
-        notes.append(
-            f"warning: the residual is {share:.1%} of the data, more than the noise explains; the coil maps or the "
-            "noise level are probably wrong. Check the file of --maps if it was given, else try --maps espirit, or "
-            "give noise samples or --noise_std."
-        )
-    return notes
 
 
 def _mean_norm(x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Seconds and memory, side by side in one process: `python -m benchmarks.speed [--only ou --size 192 --frames 16]`.
 
-The OU's structured low-rank step and its published form, one network pass, a whole reconstruction by each sampler, and
-the default OU with one coil and with eight. `torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The
+The OU's structured low-rank step and its published form, one network pass, a whole reconstruction by each sampler, the
+default OU with one coil and with eight, and beside that of commit 98c97d2.
+`torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The
 scans are the simple phantom, one coil without noise, and for the rows with coils the embedded heart with noise.
 """
 
@@ -18,17 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks import scans
+from benchmarks import plain_ou, scans
 from benchmarks.scores import write_record
 from configs.ve.cpu_demo import get_config
 from models.prior import load_prior, shipped
 from mri.fourier import fft2c, ifft2c
 from mri.lowrank.hankel import HankelLowRank, published_rank
 from mri.masks import make_mask
+from mri.metrics import evaluate
 from mri.phantom import simulate_scan
 from mri.scan import Scan
 from mri.weighting import to_channels
-from reconstruction.optimization_unit import run_optimization_unit
+from reconstruction.optimization_unit import CHECK_STEPS, OptimizationUnit, run_optimization_unit
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import SAMPLERS, OUSettings
 from report.tables import markdown, write_csv, write_markdown
@@ -38,7 +40,7 @@ from utils.files import refuse_existing
 
 Tensor = torch.Tensor
 
-PARTS = ("ou", "network", "reconstruction", "growth", "coils")
+PARTS = ("ou", "network", "reconstruction", "growth", "coils", "motion")
 COLUMNS = ("part", "size", "frames", "rank", "seconds", "ratio", "peak_mib", "note")
 REPEATS = 7  # of a step that takes less than a few seconds; the median counts
 CONVERGED = 30  # warm steps on one image, after which the subspace of another one has settled
@@ -188,7 +190,7 @@ def reconstruction_rows(size: int, frames: int, iterations: int) -> Iterator[dic
 def coil_rows(size: int, frames: int) -> Iterator[dict]:
     """The whole default OU of the embedded heart, its settings given, with one coil and with eight."""
     mask = make_mask("uniform", (frames, size, size), 4, 8)
-    ou = OUSettings(operator="motion", motion_patch=6, motion_taken=20)
+    ou = OUSettings(operator="motion")
     problems = {}
     for part, coils in (("ou_motion_one_coil", 1), ("ou_motion_coils", 8)):
         scan = simulate_scan("heart", frames, size, 0, coils, 0.01)
@@ -204,6 +206,32 @@ def coil_rows(size: int, frames: int) -> Iterator[dict]:
         own = statistics.median(seconds[part])
         note = f"{problem.model.coils} virtual coil(s); ratio: seconds over those of one coil"
         yield {"part": part, "size": size, "frames": frames, "seconds": own, "ratio": own / alone, "note": note}
+
+
+def motion_rows(size: int, frames: int) -> Iterator[dict]:
+    """The whole OU of today and that of commit 98c97d2, its search included, on one scan; the peak SNR of both."""
+    config = get_config()
+    config.data.size, config.data.frames = size, frames
+    _, scan, reference = scans.Case("phantom0", "uniform", 4.0).acquire(config, 0)
+    problem, ou = prepare(scan), OUSettings(operator="motion")
+    y, mask = problem.measured[:, 0], problem.model.mask
+    # compiles the kernels, and warms both up
+    OptimizationUnit(ou).solve(problem, 4)
+    plain_ou.start_by_llr(y, mask, problem.periodic, 0)
+    forms: dict[str, Callable[[], Tensor]] = {
+        "motion": lambda: run_optimization_unit(problem, ou, check_steps=CHECK_STEPS).image,
+        "motion_plain": lambda: plain_ou.optimization_unit(y, mask, problem.periodic),
+    }
+    found = {}
+    for part, form in forms.items():
+        begun = time.perf_counter()
+        image = problem.finished(form())
+        seconds = time.perf_counter() - begun
+        score = evaluate(image, problem.reference_image(reference))
+        found[part] = {"part": part, "size": size, "frames": frames, "seconds": seconds,
+                       "note": f"PSNR {score['psnr_common']:.2f} dB"}  # fmt: skip
+    found["motion"]["ratio"] = found["motion_plain"]["seconds"] / found["motion"]["seconds"]
+    yield from found.values()
 
 
 def growth_rows(size: int, frames: int, window: int) -> Iterator[dict]:
@@ -251,6 +279,8 @@ def measure(flags: argparse.Namespace) -> list[dict]:
             rows += reconstruction_rows(size, middle, flags.iterations)
     if "coils" in flags.only:
         rows += coil_rows(flags.size[len(flags.size) // 2], middle)
+    if "motion" in flags.only:
+        rows += motion_rows(flags.size[len(flags.size) // 2], middle)
     if "growth" in flags.only:
         rows += growth_rows(flags.size[len(flags.size) // 2], middle, window)
     return rows
@@ -266,6 +296,10 @@ def summary(rows: list[dict]) -> str:
         place = (last["size"], last["frames"])
         warm = next(row for row in rows if row["part"] == "ou_warm" and (row["size"], row["frames"]) == place)
         lines.append(f"ou: {warm['seconds']:.4g} s  published: {last['seconds']:.4g} s  ratio: {warm['ratio']:.4g}")
+    if motion := {row["part"]: row for row in rows if row["part"].startswith("motion")}:
+        now, plain = motion["motion"], motion["motion_plain"]
+        lines.append(f"motion: {now['note']}  plain: {plain['note']}")
+        lines.append(f"motion: {now['seconds']:.4g} s  plain: {plain['seconds']:.4g} s  ratio: {now['ratio']:.4g}")
     return "\n".join(line for line in lines if line)
 
 

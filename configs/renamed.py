@@ -53,12 +53,16 @@ REMOVED = {
     "sampling.noise_std": "not supported by the shipped priors; give the noise of the scan as --noise_std",
     "ou.sweeps": "one subspace iteration per step, as before",
     "ou.hard": "hard thresholds of llr lost in every table",
+    "ou.motion_patch": "patches of several sizes are used in turn; ou.motion_patches names them",
+    "ou.motion_taken": "the noise level of the scan ends the steps; ou.motion_steps sets their number",
+    "ou.motion_first": "it is a constant of the optimization unit now, 0.05",
+    "ou.motion_last": "the noise level of the scan decides it; give --noise_std",
+    "ou.noise_floor": "it is a constant of the optimization unit now, 0.0004",
     "ou.anneal": "it is a constant of the optimization unit now, 4",
 }  # fmt: skip
 
 REMOVED_VALUES = {
     ("ou.operator", "both"): "hankel after llr undid what llr gained; choose llr, hankel or motion",
-    ("ou.noise_floor", "0"): "the noise floor is no longer searched; leave it out for 0.0004",
 }
 
 REMOVED_FLAGS = {"adapt": _ADAPT}

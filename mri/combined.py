@@ -90,19 +90,31 @@ def point_swing(kspace: Tensor) -> float:
     return math.exp(2 * log.square().mean().sqrt().item())
 
 
-def refuse_combined_after_undersampling(kspace: Tensor, path: str | os.PathLike) -> None:
-    """Raise `InputError` for k-space `(frames, ky, kx)` that is fully sampled only in appearance."""
+def refuse_combined_after_undersampling(kspace: Tensor, path: str | os.PathLike) -> str:
+    """Look at k-space `(frames, ky, kx)` that may be fully sampled only in appearance.
+
+    Returns
+    -------
+    a warning where lines differ from their neighbours, as those of a mask that is the same in every frame do, but also
+    those of boxes and tubes; empty without suspicion.
+
+    Raises
+    ------
+    InputError
+        where lines or samples change from frame to frame as no full scan's do.
+    """
     swing, rough, point = row_swing(kspace), row_roughness(kspace), point_swing(kspace)
-    if swing > SWING:
-        seen = f"the energy of its k-space lines changes {swing:.0f}-fold from frame to frame"
-    elif rough > ROUGHNESS:
-        seen = f"the energy of its k-space lines changes {rough:.0f}-fold from one line to the next"
-    elif point > POINT_SWING:
-        seen = f"the energy of its k-space samples changes {point:.0f}-fold from frame to frame"
-    else:
-        return
-    raise InputError(
-        f"{path} looks fully sampled, but {seen}: the coils were probably combined after under-sampling, which mixes "
-        "measured and missing samples. Give the k-space of every coil, (frames, coils, ky, kx), with zeros where "
-        "nothing was measured."
-    )
+    what = "the coils were probably combined after under-sampling, which mixes measured and missing samples"
+    mend = "Give the k-space of every coil, (frames, coils, ky, kx), with zeros where nothing was measured."
+    for value, limit, which in ((swing, SWING, "lines"), (point, POINT_SWING, "samples")):
+        if value > limit:
+            raise InputError(
+                f"{path} looks fully sampled, but the energy of its k-space {which} changes {value:.0f}-fold from "
+                f"frame to frame: {what}. {mend}"
+            )
+    if rough > ROUGHNESS:
+        return (
+            f"warning: the energy of the k-space lines changes {rough:.0f}-fold from one line to the next. Unless the "
+            f"object has long straight edges, {what}, and all scores are wrong. {mend}"
+        )
+    return ""

@@ -1,11 +1,126 @@
 """Held-out samples: measured samples set aside, to choose settings from the scan and never from a reference."""
 
+import math
+from dataclasses import dataclass
+
 import torch
 
 from mri.masks import acs_rows, is_lines, lines_along_rows
+from mri.operators import ForwardModel
 from mri.weighting import RAMP_FILTER
 
 Tensor = torch.Tensor
+
+SHARE = 0.05  # of the samples in each of the three sets
+FEWEST = 4  # lines (or 32 points) of a set; with fewer, nothing is held out
+LEAST_ERROR = 0.05  # share of the squared error at held-out samples that is no noise, at least
+CLEAR = 2.0  # standard errors by which the better of two images is better
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Three disjoint sets of measured samples, boolean `(frames, ky, kx)`, each used for one purpose alone.
+
+    Attributes
+    ----------
+    settings
+        choose the OU's settings.
+    admission
+        decide whether and how far a prior is followed. The set that chose the settings would favour what it fitted.
+    report
+        are only reported: quality without a reference.
+    kept
+        all other measured samples.
+    """
+
+    settings: Tensor
+    admission: Tensor
+    report: Tensor
+    kept: Tensor
+
+
+def hold_out_sets(mask: Tensor, seed: int = 0) -> HeldOut:
+    """Draw the sets: whole sampled lines over all ky, or single samples where the mask is no lines.
+
+    Every frame keeps at least three quarters of its lines. With too few lines for three sets, or where nothing is
+    missing, all are empty.
+    """
+    if (rows_first := lines_along_rows(mask)) is not mask:
+        turned = hold_out_sets(rows_first, seed)
+        return HeldOut(turned.settings.mT, turned.admission.mT, turned.report.mT, turned.kept.mT)
+    generator = torch.Generator().manual_seed(seed)
+    lines = is_lines(mask)
+    places = mask.any(dim=-1) if lines else mask.flatten(1)  # (frames, ky) or (frames, ky·kx)
+    order = torch.rand(places.shape, generator=generator).to(mask.device).masked_fill(~places, math.inf)
+    rank = order.argsort(dim=1).argsort(dim=1)  # of a place within its frame, in random order
+    count = places.sum(dim=1, keepdim=True)
+    # a fraction of a line is held out in that fraction of the frames
+    chance = torch.rand(len(mask), 1, generator=generator).to(mask.device)
+    sets, most = [], (count // 4)
+    for number in (1, 2, 3):
+        upper = torch.minimum((number * SHARE * count + chance).floor().long(), most)
+        lower = torch.minimum(((number - 1) * SHARE * count + chance).floor().long(), most)
+        drawn = places & (rank >= lower) & (rank < upper)
+        sets.append(mask & (drawn[:, :, None] if lines else drawn.reshape(mask.shape)))
+    sizes = [int((one.any(dim=-1) if lines else one).sum()) for one in sets]
+    if mask.all() or min(sizes) < (FEWEST if lines else 8 * FEWEST):
+        sets = [torch.zeros_like(mask)] * 3
+    return HeldOut(sets[0], sets[1], sets[2], mask & ~(sets[0] | sets[1] | sets[2]))
+
+
+@dataclass(frozen=True)
+class Improvement:
+    """How much better one image predicts held-out samples than another.
+
+    Attributes
+    ----------
+    share
+        of the squared error that it removes, the noise of the samples subtracted; negative where it is worse.
+    is_clear
+        whether it is better by CLEAR standard errors of the mean over lines.
+    """
+
+    share: float
+    is_clear: bool
+
+
+def held_out_weight(error: Tensor, held: Tensor, noise_std: float) -> Tensor:
+    """Weight of held-out samples, `(ky, kx)`: the inverse of the error that is expected there, noise included.
+
+    The expected squared error falls as 1/r² with the distance r to DC, as the signal does; without noise the weight is
+    therefore the ramp. `error` is complex `(frames, coils, ky, kx)`, of the simplest candidate.
+    """
+    ramp = RAMP_FILTER.on(error)
+    power = error.abs().square().sum(dim=1) - noise_std**2 * error.shape[1]
+    level = (ramp.square() * power)[held].mean().clamp(min=1e-12).item()
+    return ramp / (1 + ramp.square() * noise_std**2 * error.shape[1] / level).sqrt()
+
+
+def improvement(
+    model: ForwardModel, measured: Tensor, held: Tensor, simple: Tensor, other: Tensor, noise_std: float
+) -> Improvement:
+    """Compare two images `(frames, height, width)` at held-out samples, by the paired difference per line.
+
+    Parameters
+    ----------
+    model, measured
+        A and y of all samples.
+    held
+        boolean `(frames, ky, kx)`, which neither image has seen.
+    simple, other
+        what wins in doubt, and what must be clearly better.
+    noise_std
+        σ of a complex sample.
+    """
+    errors = [torch.where(held[:, None], model.kspace(image) - measured, 0) for image in (simple, other)]
+    weight = held_out_weight(errors[0], held, noise_std)
+    squares = [(weight * error).abs().square().sum(dim=(1, 3))[held.any(dim=-1)].double() for error in errors]
+    noise = (noise_std**2 * errors[0].shape[1] * (weight.square() * held).sum()).item()
+    difference = squares[0] - squares[1]
+    standard_error = difference.std() / math.sqrt(len(difference)) if len(difference) > 1 else difference.abs().sum()
+    # σ may be an upper bound: some of the error is always error
+    before = max(squares[0].sum().item() - noise, LEAST_ERROR * squares[0].sum().item(), 1e-30)
+    return Improvement(min(difference.sum().item() / before, 1.0), bool(difference.mean() > CLEAR * standard_error))
 
 
 def hold_out(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,7 +188,7 @@ def hold_out_for_training(mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return mask & ~held_out, held_out
 
 
-def missing_error(error: Tensor, held_out: Tensor, mask: Tensor) -> float:
+def missing_error(error: Tensor, held_out: Tensor, mask: Tensor, noise_std: float = 0.0) -> float:
     """Standard deviation per real channel and pixel of the image error in the missing samples.
 
     Estimated from the error at the held-out samples. Its mean square is assumed to fall as 1/r² with the distance r to
@@ -85,7 +200,10 @@ def missing_error(error: Tensor, held_out: Tensor, mask: Tensor) -> float:
         error of the k-space, complex `(frames, coils, ky, kx)`.
     held_out, mask
         boolean `(frames, ky, kx)`.
+    noise_std
+        σ of a complex sample; the noise of the held-out samples is subtracted.
     """
-    level = RAMP_FILTER(error).abs().square().sum(dim=1)[held_out].mean()
+    power = error.abs().square().sum(dim=1) - noise_std**2 * error.shape[1]
+    level = (RAMP_FILTER.on(error).square() * power)[held_out].mean().clamp(min=0)
     falling = RAMP_FILTER.on(error).expand(mask.shape)[~mask].square().reciprocal().sum()
     return (level * falling / (2 * mask.numel())).sqrt().item()

@@ -113,11 +113,15 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
     stored = load_scan(path, data.key or None, data.kind or None, data.frames_axis, data.dc, data.coils_axis)
     stored, gain, found = resized(data, stored)
     if stored.kind != "kspace":
-        refuse_combined_after_undersampling(fft2c(stored.data[:, 0]), path)
+        found += _suspicion(fft2c(stored.data[:, 0]), path)
         image = stored.data[:, 0]
         if stored.kind == "magnitude" and data.phase == "smooth":
             image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
-        return _undersampled(intake, fft2c(image.to(torch.complex64))[:, None], stored, Reference(image), found)
+        # the noise of the images themselves belongs to what is to be reconstructed
+        kspace = fft2c(image.to(torch.complex64))[:, None]
+        return _undersampled(
+            intake, kspace, stored, Reference(image), found, noise_std=(data.noise_std or 0.0) * gain
+        )
     sampled = sampled_locations(stored.data)
     maps, said = _maps_of_file(intake, stored) if stored.data.shape[1] > 1 else (None, "")
     found = f"{found}\n{said}" if said else found
@@ -125,13 +129,18 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
     level = None if data.noise_std is None else data.noise_std * gain
     more = {"noise_samples": noise, "noise_std": level, "coil_maps": maps}
     if sampled.all():
-        refuse_combined_after_undersampling(stored.data[:, 0], path)
+        found += _suspicion(stored.data[:, 0], path)
         full = Reference(kspace=stored.data, noisy=True) if stored.image is None else Reference(stored.image)
         return _undersampled(intake, stored.data, stored, full, found, **more)
     mask, how = _mask_of_measurement(intake, stored, sampled)
     source = _source(stored, f"{found}\nprospectively under-sampled; mask {how}")
     reference = None if stored.image is None else Reference(stored.image)
     return Scan.from_arrays(stored.data, mask, source=source, **more), reference
+
+
+def _suspicion(kspace: Tensor, path: str | os.PathLike) -> str:
+    warning = refuse_combined_after_undersampling(kspace, path)
+    return f"\n{warning}" if warning else ""
 
 
 def scan_files(path: str | os.PathLike, beside: Sequence[str] = ()) -> list[Path]:

@@ -7,12 +7,16 @@ orthonormal, in the image. A network's σ is per real channel.
 import math
 
 import torch
+from torch.nn.functional import avg_pool2d
 
+from mri.fourier import ifft2c
 from mri.operators import ForwardModel
 
 Tensor = torch.Tensor
 
 EDGE = 0.06  # share of the readout at each end that holds hardly any signal
+ENOUGH = 50  # samples for a median
+BLOCK, DARKEST = 12, 0.1  # pixels; share of the blocks of that size that count as dark
 CHI_WARNING = 2.0  # see `misfit_warning`; silent with true maps at noise 0 to 0.05 of the peak
 MODEL_ERROR = 0.05  # relative residual that a converged reconstruction may leave without noise
 
@@ -28,11 +32,17 @@ def std_of(samples: Tensor) -> float:
 
 
 def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
-    """σ from the outer k-space; signal there, and motion, raise the estimate.
+    """σ from the scan itself: an upper bound, because signal and motion raise it.
 
-    Two estimates, of which the smaller is taken: the power of the outermost readout samples, and the variance over
-    time of outer locations that several frames measured, where what does not move cancels. Both are medians, which few
-    large values do not move.
+    The smallest of four estimates, each of which contains signal of another kind:
+
+    1. the power of the outermost readout samples;
+    2. the variance over time of outer locations that several frames measured, where what does not move cancels;
+    3. the difference of neighbouring frames at the outermost locations that both measured, where slow motion cancels;
+    4. the power of the darkest part of the temporal mean image.
+
+    The first three are medians over the samples, which few large values do not move, and root mean squares over the
+    coils.
 
     Parameters
     ----------
@@ -46,25 +56,36 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
     σ in the units of `kspace`.
     """
     height, width = mask.shape[1:]
-    columns = (torch.arange(width, device=mask.device) - width // 2).abs()
-    rows = (torch.arange(height, device=mask.device) - height // 2).abs()
-    far = (rows >= height // 4)[:, None] & (columns >= width // 4)
-    outermost = (rows >= height // 4)[:, None] & (columns >= (0.5 - EDGE) * width)
+    ky = ((torch.arange(height, device=mask.device) - height // 2).abs() / height)[:, None]
+    kx = (torch.arange(width, device=mask.device) - width // 2).abs() / width
+    far, outermost = (ky >= 0.25) & (kx >= 0.25), (ky >= 0.25) & (kx >= 0.5 - EDGE)
     found = []
     for region in (mask & outermost, mask & far, mask):
         if region.any():
-            power = kspace.abs().square().movedim(1, -1)[region]
-            found.append(power.median() / _median_of_mean(torch.tensor(2.0)))
+            found.append(_median_power(kspace, region))
             break
     count = mask.sum(dim=0)
+    mean = torch.where(mask[:, None], kspace, 0).sum(dim=0) / count.clamp(min=1)
     repeated = (count > 1) & far
     if repeated.any():
-        mean = kspace.sum(dim=0) / count.clamp(min=1)
-        deviation = torch.where(mask[:, None], (kspace - mean).abs().square(), 0).sum(dim=(0, 1))
-        freedom = 2.0 * (count - 1) * kspace.shape[1]
-        variance = 2 * deviation[repeated] / freedom[repeated]
-        found.append((variance / _median_of_mean(freedom[repeated])).median())
+        deviation = torch.where(mask[:, None], (kspace - mean).abs().square(), 0).sum(dim=0)
+        freedom = 2.0 * (count[repeated] - 1)
+        variance = 2 * deviation[:, repeated] / freedom
+        found.append((variance / _median_of_mean(freedom)).median(dim=1).values.mean())
+    both = mask[1:] & mask[:-1] & (torch.hypot(ky, kx) > 0.5 - 1.5 * EDGE)
+    if both.sum() >= ENOUGH:
+        found.append(_median_power((kspace[1:] - kspace[:-1]) / math.sqrt(2), both))
+    if min(height, width) >= 2 * BLOCK:
+        power = avg_pool2d(ifft2c(mean).abs().square()[:, None], BLOCK, BLOCK // 2).flatten(1)
+        noise = torch.where(count > 0, 1 / count.clamp(min=1), 0).double().mean().item()  # variance of a pixel over σ²
+        found.append(torch.quantile(power, DARKEST, dim=1).mean() / noise)
     return math.sqrt(min(float(one) for one in found)) if found else 0.0
+
+
+def _median_power(kspace: Tensor, region: Tensor) -> Tensor:
+    """σ² of complex noise from the median of |k|² in a region, boolean `(frames, ky, kx)`, as the mean over coils."""
+    power = kspace.abs().square().movedim(1, -1)[region]
+    return (power.median(dim=0).values / _median_of_mean(torch.tensor(2.0))).mean()
 
 
 def _median_of_mean(freedom: Tensor) -> Tensor:

@@ -6,15 +6,15 @@ import torch
 from tqdm import tqdm
 
 from models.prior import Prior
-from mri.holdout import hold_out, missing_error
+from mri.holdout import held_out_weight, improvement, missing_error
 from mri.masks import is_lines
-from mri.weighting import RAMP_FILTER
+from reconstruction.optimization_unit import OUResult
 from reconstruction.prepare import Problem
 
 Tensor = torch.Tensor
 
 ERROR_GAIN = 1.25  # σ given to the first prior, in units of the estimated error, which falls short
-MARGIN = 0.005  # share of the held-out error that a prior must remove to be used
+MARGIN = 0.01  # share of the squared held-out error that a prior must remove to be used
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,11 @@ class Schedule:
     step_sizes
         of every prior; 0 where it is rejected.
     error_std
-        standard deviation per real channel of the start's error, estimated from the held-out samples. Somewhat low
-        where the same samples chose the OU's settings.
+        standard deviation per real channel of the start's error, estimated from the held-out samples.
     held_out
         number of held-out samples; 0 where the mask leaves none.
     error_before, error_after
-        ramp-weighted held-out error of the start, and after the priors.
+        weighted held-out error of the start, and after the priors; the noise of the samples is subtracted.
     """
 
     steps: tuple[Step, ...] = ()
@@ -67,7 +66,7 @@ class HeldOutProblem:
     reduced: Problem
     start: Tensor
     held: Tensor  # boolean (frames, ky, kx)
-    measured: Tensor  # y of all samples
+    problem: Problem  # with all samples
     follow_further: bool  # see `fit_prior`
 
     @property
@@ -76,12 +75,12 @@ class HeldOutProblem:
 
     def error(self, image: Tensor) -> Tensor:
         """y − A x at the held-out samples, else 0: `(frames, coils, ky, kx)`."""
-        difference = self.measured - self.reduced.model.kspace(image)
+        difference = self.problem.measured - self.reduced.model.kspace(image)
         return torch.where(self.held[:, None], difference, 0)
 
     def start_error_std(self) -> float:
         """Standard deviation per real channel of the start's error in the missing samples."""
-        return missing_error(self.error(self.start), self.held, self.reduced.model.mask | self.held)
+        return missing_error(self.error(self.start), self.held, self.problem.model.mask, self.problem.noise_std)
 
 
 @dataclass(frozen=True)
@@ -96,32 +95,31 @@ class PriorFit:
 
 
 def calibrate(
-    problem: Problem,
-    priors: list[Prior],
-    start: Tensor,
-    after_motion: bool,
-    seed: int,
-    bar: tqdm | None = None,
-) -> Schedule:
-    """Cross-validate the priors on held-out samples, in the order of the cascade.
+    problem: Problem, priors: list[Prior], result: OUResult, after_motion: bool, bar: tqdm | None = None
+) -> tuple[Schedule, Tensor | None]:
+    """Cross-validate the priors on the held-out samples for admission, in the order of the cascade.
 
     σ of the first prior is the start's held-out error times `ERROR_GAIN`. Each prior proposes a change D(x; σ) − x;
-    its step size is the least-squares fit to the held-out error, weighted by the distance to DC. A prior that removes
-    less than `MARGIN` of the error is rejected: that is chance, or lies in how held-out samples differ from missing
-    ones.
+    its step size is the least-squares fit to the held-out error. A prior is rejected unless it removes `MARGIN` of the
+    squared error, and more than two standard errors: less is chance, or lies in how held-out samples differ from
+    missing ones.
 
     Parameters
     ----------
-    start
-        images of the OU without the held-out samples (`mri.holdout.hold_out` with `seed`).
+    result
+        of the OU, with its images without the held-out samples.
     after_motion
         whether the OU followed the motion, see `fit_prior`.
+
+    Returns
+    -------
+    the schedule, and the images after the accepted priors without the held-out samples (None where there are none).
     """
-    kept, held = hold_out(problem.model.mask, seed=seed)
-    if not held.any():
-        return Schedule()
+    if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
+        return Schedule(), result.without_held_out
+    held, reduced, start = result.held_out.admission, problem.restricted(result.held_out.kept), result.without_held_out
     lines = is_lines(problem.model.mask)
-    test = HeldOutProblem(problem.restricted(kept), start, held, problem.measured, lines and not after_motion)
+    test = HeldOutProblem(reduced, start, held, problem, lines and not after_motion)
     error_std = test.start_error_std()
     image, sigma, fits, steps = start, ERROR_GAIN * error_std, [], []
     level = sigma
@@ -137,7 +135,8 @@ def calibrate(
             bar.set_postfix(held_out_error=f"{share:.3g}", sigma=f"{sigma:.3g}", step_size=f"{fit.step_size:.2f}")
             bar.update()
     sizes = tuple(fit.step_size for fit in fits)
-    return Schedule(tuple(steps), sizes, error_std, test.count, fits[0].before, fits[-1].after)
+    schedule = Schedule(tuple(steps), sizes, error_std, test.count, fits[0].before, fits[-1].after)
+    return schedule, image
 
 
 def fit_prior(test: HeldOutProblem, prior: Prior, image: Tensor, sigma: float) -> PriorFit:
@@ -148,18 +147,20 @@ def fit_prior(test: HeldOutProblem, prior: Prior, image: Tensor, sigma: float) -
     an accepted prior is followed by the mean of the fit and 1. That was measured after the OU `llr`; after `motion` the
     fit is used.
     """
-    reduced = test.reduced
-    change = prior.denoise(image, reduced.model, sigma, reduced.periodic) - image
-    held = test.held[:, None]
-    error = RAMP_FILTER(test.error(image))
-    effect = RAMP_FILTER(torch.where(held, reduced.model.kspace(change), 0))
-    overlap = torch.vdot(effect.flatten(), error.flatten()).real
+    reduced, problem = test.reduced, test.problem
+    change = reduced.model.unmeasured(prior.denoise(image, reduced.model, sigma, reduced.periodic) - image)
+    held, error = test.held[:, None], test.error(image)
+    weight = held_out_weight(error, test.held, problem.noise_std)
+    effect = weight * torch.where(held, reduced.model.kspace(change), 0)
+    overlap = torch.vdot(effect.flatten(), (weight * error).flatten()).real
     fit = (overlap / effect.norm().square().clamp(min=1e-30)).clamp(0, 1).item()
     # the next prior continues from the best image, not from the longer step
-    best = reduced.model.consistent(image + fit * change, reduced.measured)
-    # with several coils the gradient step changes the held-out samples too, so the error is measured after it
-    before, after = error.norm().item(), RAMP_FILTER(test.error(best)).norm().item()
-    if after >= (1 - MARGIN) * before:
+    best = image + fit * change
+    gain = improvement(problem.model, problem.measured, test.held, image, best, problem.noise_std)
+    noise = problem.noise_std**2 * len(problem.model.maps) * (weight.square() * test.held).sum().item()
+    before = max((weight * error).norm().square().item() - noise, 0.0) ** 0.5
+    after = before * max(1 - gain.share, 0.0) ** 0.5
+    if not gain.is_clear or gain.share < MARGIN:
         fit, after, best = 0.0, before, image
     step_size = (1 + fit) / 2 if test.follow_further and fit > 0 else fit
     return PriorFit(best, sigma * (1 - fit * (1 - prior.remaining)), step_size, before, after)

@@ -1,20 +1,18 @@
 """The optimization unit (OU): low rank with data consistency, and the settings it finds in the scan."""
 
 import math
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import torch
 from tqdm import tqdm
 
-from mri.holdout import hold_out
-from mri.lowrank.along_motion import Schedule, motion_low_rank
+from mri.holdout import HeldOut, hold_out_sets, improvement
+from mri.lowrank.along_motion import APART, TRACKINGS, Iterate, Schedule, motion_low_rank, shrink_tracks, track
 from mri.lowrank.hankel import HankelLowRank
 from mri.lowrank.locally import LocallyLowRank, fista_locally_low_rank
-from mri.operators import ForwardModel
-from mri.weighting import RAMP_FILTER
 from reconstruction.prepare import Problem
 from reconstruction.settings import OUSettings
 from utils.errors import InputError
@@ -22,16 +20,23 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 ANNEAL = 4.0  # llr: the threshold begins this many times larger
-MOTION_MARGIN = 0.02  # share of the held-out error that low rank along the motion must remove to be used
-WATCH = 5  # steps of it between two looks at the held-out error …
-PATIENCE = 2  # … and looks without improvement after which it ends
+LLR_FLOOR = 0.0004  # llr: noise per pixel, in units of the scan's scale
+FIRST = 0.05  # motion: noise per pixel of the first step, in units of the scan's scale
+FLOOR = 0.0005  # motion: of the last step without any noise
+STEPS_PER_ACCELERATION, FEWEST_STEPS, MOST_STEPS = 12, 24, 80  # motion: missing samples converge the slower, the more
+# motion: the last noise level, in units of σ √(measured share), the noise of images that agree with the samples;
+# less where σ is an upper bound, and still less for noise that simulated images bring along, which counts as signal
+LAST, LAST_ESTIMATED, LAST_OF_IMAGES = 0.85, 0.75, 0.5
+CLEAN = 0.002  # noise per pixel below which all measured samples are put back
+CHECK_STEPS = 16  # motion: steps that suffice to see whether it does harm
+PUT_BACK_ESTIMATED = 0.2  # share of the measured samples that is put back where σ is estimated
 
 
 class OptimizationUnit:
     """Low rank as the settings say.
 
-    `hankel`: structured, published. `llr`: locally low rank. `motion`: `llr`, then low rank along the motion; after a
-    model only `llr`, which keeps what the model adds.
+    `hankel`: structured, published. `llr`: locally low rank. `motion`: low rank along the motion; after a model `llr`,
+    which keeps what the model adds.
     """
 
     def __init__(self, settings: OUSettings, seed: int = 0) -> None:
@@ -41,7 +46,7 @@ class OptimizationUnit:
         self.hankel = HankelLowRank(settings.window, settings.rank) if self.operator == "hankel" else None
         self.llr = None
         if self.operator in ("llr", "motion"):
-            self.llr = LocallyLowRank(settings.noise_floor, settings.patches, seed)
+            self.llr = LocallyLowRank(LLR_FLOOR, settings.patches, seed)
 
     def runs_after(self, last: bool) -> bool:
         """Whether the OU follows this model, the last of the cascade or not."""
@@ -58,32 +63,35 @@ class OptimizationUnit:
             return image + strength * (self.hankel(image) - image)
         return image
 
-    def solve(self, problem: Problem) -> Tensor:
+    def solve(self, problem: Problem, steps: int = 0) -> Tensor:
         """Images by the OU without any network, from view sharing: `(frames, height, width)` of unit scale.
 
-        `llr`: FISTA. `hankel`: projection and data consistency in turn. `motion`: `llr`, then low rank along the
-        motion with the patch and steps of the settings, else the middle patch and all steps.
+        `llr`: FISTA. `hankel`: projection and data consistency in turn. `motion`: low rank along the motion, in `steps`
+        steps (0: as the settings say); its result is the low-rank image, with the measured samples put back as far as
+        they are free of noise.
         """
         model, y, ou = problem.model, problem.measured, self.settings
         image = problem.view_sharing()
-        if self.llr is not None:
+        if self.operator == "llr":
             image = fista_locally_low_rank(
-                image, model, y, ou.noise_floor, ou.patches, ou.llr_iterations, ANNEAL, self.seed
+                image, model, y, LLR_FLOOR, ou.patches, ou.llr_iterations, ANNEAL, self.seed
             )
         if self.operator == "motion":
-            patch = ou.motion_patch or ou.motion_patches[len(ou.motion_patches) // 2]
-            steps = self.along_motion(image, problem, patch)
-            (image,) = deque(islice(steps, ou.motion_taken or None), maxlen=1)
+            (last,) = deque(self.along_motion(image, problem, steps), maxlen=1)
+            image = last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
         if self.hankel is not None:
             for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False, disable=None):
                 image = model.consistent(self.hankel(image), y)
         return image
 
-    def along_motion(self, start: Tensor, problem: Problem, patch: int) -> Iterator[Tensor]:
+    def along_motion(self, start: Tensor, problem: Problem, steps: int = 0) -> Iterator[Iterate]:
         """Images after every step of `mri.lowrank.along_motion`, with the settings of this OU."""
         ou = self.settings
-        schedule = Schedule(ou.motion_first, ou.motion_last, ou.motion_steps)
-        return motion_low_rank(start, problem.model, problem.measured, patch, schedule, problem.periodic, self.seed)
+        schedule = motion_schedule(problem, steps or ou.motion_steps)
+        found = motion_low_rank(
+            start, problem.model, problem.measured, ou.motion_patches, schedule, problem.periodic, self.seed
+        )
+        return iter(tqdm(found, desc="OU (along motion)", total=schedule.steps, leave=False, disable=None))
 
     def check(self, frames: int, height: int, width: int) -> None:
         """Raise `InputError` for a window, rank or patch that does not fit a scan of this shape."""
@@ -92,10 +100,65 @@ class OptimizationUnit:
         ou, side = self.settings, min(height, width)
         given = {"patches": ou.patches} if self.llr is not None else {}
         if self.operator == "motion":
-            given |= {"motion_patches": ou.motion_patches, "motion_patch": (ou.motion_patch or 1,)}
+            given |= {"motion_patches": ou.motion_patches}
         for name, patches in given.items():
             if any(patch > side for patch in patches):
                 raise InputError(f"ou.{name} {tuple(patches)} must be at most {side} pixels, the scan's shorter side.")
+
+
+def motion_schedule(problem: Problem, steps: int = 0) -> Schedule:
+    """Noise levels for low rank along the motion, down to the noise of images that agree with the samples."""
+    share = problem.model.mask.double().mean().item()
+    last = max(_last_noise(problem), LAST_OF_IMAGES * problem.noise_bound * math.sqrt(share))
+    return schedule_for(share, last, steps)
+
+
+def _last_noise(problem: Problem) -> float:
+    """The noise level at which the measurement noise ends the schedule."""
+    factor = LAST if problem.noise_known else LAST_ESTIMATED
+    return factor * problem.noise_std * math.sqrt(problem.model.mask.double().mean().item())
+
+
+def schedule_for(share: float, noise: float = 0.0, steps: int = 0) -> Schedule:
+    """The schedule for a mask with this share of all samples, and images with this noise per pixel."""
+    if not steps:
+        steps = round(min(max(STEPS_PER_ACCELERATION / share, FEWEST_STEPS), MOST_STEPS))
+    last = max(FLOOR, noise)
+    return Schedule(max(FIRST, 2 * last), last, steps)
+
+
+def put_back(problem: Problem) -> float:
+    """Share of the measured samples that replaces those of the low-rank image: 1 without noise, 0 where it dominates.
+
+    The low-rank image has seen the samples already: their noise would be counted twice. Where σ is only estimated,
+    which is an upper bound, some of the samples is put back.
+    """
+    share = min(1.0, CLEAN / max(_last_noise(problem), 1e-9)) ** 2
+    return share if problem.noise_known else max(share, PUT_BACK_ESTIMATED)
+
+
+def noise_left(problem: Problem) -> float:
+    """σ per pixel of the noise that the result of `motion` keeps with the samples that are put back."""
+    share = problem.model.mask.double().mean().item()
+    return put_back(problem) * problem.noise_std * math.sqrt(share)
+
+
+def expected_seconds(problem: Problem, settings: OUSettings) -> float:
+    """About how long `run_optimization_unit` takes along the motion, from one step on this scan; else 0.
+
+    It runs twice: without the held-out samples, and with all.
+    """
+    if settings.operator != "motion":
+        return 0.0
+    image, patch = problem.view_sharing(), settings.motion_patches[len(settings.motion_patches) // 2]
+    shrink_tracks(image, track(image, patch, problem.periodic), 1.0)  # compiles the kernels, once
+    begun = time.perf_counter()
+    tracks = track(image, patch, problem.periodic)
+    tracked = time.perf_counter()
+    shrink_tracks(image, tracks, 1.0)
+    problem.model.consistent(image, problem.measured)
+    steps, step = motion_schedule(problem, settings.motion_steps).steps, time.perf_counter() - tracked
+    return 2 * (steps * step + len(settings.motion_patches) * min(TRACKINGS, -(-steps // APART)) * (tracked - begun))
 
 
 def with_operator(settings: OUSettings, sampler: str) -> OUSettings:
@@ -114,75 +177,55 @@ class OUResult:
     image
         complex `(frames, height, width)` of unit scale.
     settings
-        with all that was chosen on held-out samples.
+        with the operator that was chosen.
+    held_out
+        the sets of samples held out, see `mri.holdout.hold_out_sets`; None where nothing was compared.
     without_held_out
-        the same without the samples that `mri.holdout.hold_out` holds out; None where nothing was chosen.
+        the result without all of them.
+    start_without
+        view sharing without them.
+    is_start
+        whether view sharing was better than any low rank, and is the result.
     gain
-        share of the held-out error that low rank along the motion removes after `llr`; None where not compared.
+        share of the error of view sharing at the held-out samples that the OU removes.
     """
 
     image: Tensor
     settings: OUSettings
-    without_held_out: Tensor | None
+    held_out: HeldOut | None = None
+    without_held_out: Tensor | None = None
+    start_without: Tensor | None = None
+    is_start: bool = False
     gain: float | None = None
 
 
-def run_optimization_unit(problem: Problem, settings: OUSettings, seed: int = 0) -> OUResult:
-    """Choose the settings that are left open, then solve the whole problem with them."""
-    OptimizationUnit(settings, seed).check(problem.frames, *problem.model.mask.shape[1:])
-    settings, without, gain = choose_settings(problem, settings, seed)
-    return OUResult(OptimizationUnit(settings, seed).solve(problem), settings, without, gain)
+def run_optimization_unit(
+    problem: Problem, settings: OUSettings, seed: int = 0, check_steps: int = 0
+) -> OUResult:
+    """Solve the problem; `motion` and `llr` only where they predict held-out samples better than what they start from.
 
-
-def choose_settings(
-    problem: Problem, settings: OUSettings, seed: int
-) -> tuple[OUSettings, Tensor | None, float | None]:
-    """Patch and number of steps of low rank along the motion, chosen on held-out samples.
-
-    The OU reconstructs the scan without the held-out samples, with the patches of `ou.motion_patches` from the largest
-    on, until a smaller one is no better. As the threshold falls the held-out error does too, until noise or aliasing
-    comes back. If no patch and number of steps removes MOTION_MARGIN of the error of `llr`, or no sample can be held
-    out, the OU becomes `llr`.
-
-    Returns
-    -------
-    the settings, the image without the held-out samples (None where nothing was chosen), and the share of the held-out
-    error removed.
+    The scan is first solved without the held-out samples, in `check_steps` steps along the motion (0: as many as at the
+    end). If the operator that is asked for does not lower the error there, `llr` is tried, which must be better by two
+    standard errors, and else view sharing is the result. Without enough samples to hold out, nothing is compared. The
+    final run uses all samples.
     """
     unit = OptimizationUnit(settings, seed)
-    if unit.operator != "motion" or (settings.motion_patch and settings.motion_taken):
-        return settings, None, None
-    chosen = replace(settings, operator="llr", motion_patch=0, motion_taken=0)
-    kept, held_out = hold_out(problem.model.mask, seed=seed)
-    if not held_out.any():
-        return chosen, None, None
-    reduced, held = problem.restricted(kept), problem.model.restricted(held_out)
-    start = best = OptimizationUnit(chosen, seed).solve(reduced)
-    first = held_out_error(start, held, problem.measured)
-    least = (1 - MOTION_MARGIN) * first
-    patches = (settings.motion_patch,) if settings.motion_patch else sorted(settings.motion_patches, reverse=True)
-    before = math.inf
-    for patch in tqdm(patches, desc="OU: patch sizes", leave=False, disable=None):
-        own, since = math.inf, 0
-        for step, image in enumerate(unit.along_motion(start, reduced, patch), 1):
-            if step % WATCH and step != settings.motion_steps:
-                continue
-            error = held_out_error(image, held, problem.measured)
-            since = 0 if error < own else since + 1
-            own = min(own, error)
-            if error < least:
-                least, best = error, image
-                chosen = replace(settings, operator="motion", motion_patch=patch, motion_taken=step)
-            if since == PATIENCE:
-                break
-        if own >= before:
+    unit.check(problem.frames, *problem.model.mask.shape[1:])
+    if unit.operator == "hankel":
+        return OUResult(unit.solve(problem), settings)
+    held_out = hold_out_sets(problem.model.mask, seed)
+    if not held_out.settings.any():
+        return OUResult(unit.solve(problem), settings)
+    reduced = problem.restricted(held_out.kept)
+    start = reduced.view_sharing()
+    chosen, without, gain = None, start, 0.0
+    for operator in dict.fromkeys((unit.operator, "llr")):
+        candidate = replace(settings, operator=operator)
+        image = OptimizationUnit(candidate, seed).solve(reduced, check_steps)
+        better = improvement(problem.model, problem.measured, held_out.settings, start, image, problem.noise_std)
+        # a few lines cannot tell two good operators apart: the one that is asked for is left only where it does harm
+        if better.share > 0 and (better.is_clear or operator == unit.operator):
+            chosen, without, gain = candidate, image, better.share
             break
-        before = own
-    gain = 1 - least / first if chosen.operator == "motion" and first > 0 else 0.0
-    return chosen, best, gain
-
-
-def held_out_error(image: Tensor, held: ForwardModel, measured: Tensor) -> float:
-    """Norm of the ramp-weighted error at the held-out samples, whose model is `held`."""
-    difference = held.forward(image) - torch.where(held.mask[:, None], measured, 0)
-    return RAMP_FILTER(difference).norm().item()
+    final = problem.view_sharing() if chosen is None else OptimizationUnit(chosen, seed).solve(problem)
+    return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain)

@@ -7,7 +7,7 @@ import torch
 
 from mri import coils
 from mri.fourier import ifft2c
-from mri.masks import acs_rows, is_lines, lines_along_rows
+from mri.masks import lines_along_rows
 from mri.noise import estimate_noise_std, std_of
 from mri.operators import ForwardModel
 from mri.scan import Reference, Scan
@@ -36,6 +36,8 @@ class Problem:
         σ of a complex sample of y.
     noise_known
         whether σ was measured or given; False: estimated from the edge of k-space.
+    noise_bound
+        σ as estimated from the scan, which contains noise of simulated images, too: an upper bound.
     turned
         whether rows and columns of the scan are exchanged here.
     matrix
@@ -50,6 +52,7 @@ class Problem:
     periodic: bool
     noise_std: float
     noise_known: bool
+    noise_bound: float
     turned: bool
     matrix: Tensor
     notes: tuple[str, ...]
@@ -86,7 +89,8 @@ class Problem:
     def reference_image(self, reference: Reference) -> Tensor:
         """The fully sampled images, in the input's units: `(frames, height, width)`.
 
-        Of several coils the root of the sum of squares of the same whitened, compressed coils.
+        Of several coils the root of the sum of squares of the same whitened, compressed coils, less the mean power of
+        their noise where it is known, which would brighten the background.
         """
         if reference.image is not None:
             return reference.image
@@ -95,22 +99,16 @@ class Problem:
         if reference.kspace.shape[1] == 1:
             return ifft2c(reference.kspace[:, 0])
         virtual = coils.apply_matrix(self.matrix, reference.kspace, axis=1)
-        return coils.root_sum_of_squares(ifft2c(virtual))
-
-    def check_for_cascade(self) -> None:
-        """Raise `InputError` for a mask without the central lines from which the noise level is found."""
-        mask = self.model.mask
-        if is_lines(mask) and acs_rows(mask).sum() < SMALLEST_ACS:
-            raise InputError(
-                f"the mask has {acs_rows(mask).sum()} ACS lines, and the cascade needs at least {SMALLEST_ACS} to find "
-                "its noise level; sample more central lines in every frame, or use --sampler published."
-            )
+        power = coils.root_sum_of_squares(ifft2c(virtual)).square()
+        noise = self.noise_std * self.scale if self.noise_known else 0.0
+        return (power - len(self.matrix) * noise**2).clamp(min=0).sqrt()
 
 
-SMALLEST_ACS = 2  # lines; one to hold out, one to keep
 # share of the temporal mean that given maps leave unexplained beyond estimated ones: of true maps 0.03 at most, rolled
 # by 3 of 64 pixels 0.11, by 10 of 64 0.48, by 10 of 96 0.3 (tests/test_reconstruction/test_prepare.py)
 DOUBTFUL_MAPS, WRONG_MAPS = 0.06, 0.2
+SPIKE, MOST_SPIKES = 10.0, 20  # times the largest sample within 3 samples, of any frame; replaced at most
+NO_SPIKE = 4  # samples around DC, where the signal itself peaks
 NOISE_EXCESS = 1.5  # given σ over the estimate at the edge of k-space, which signal raises but nothing lowers
 
 
@@ -125,12 +123,15 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         for maps or noise samples that do not fit the scan, or a scan without signal.
     """
     settings = settings or PrepareSettings()
-    scan, notes = _without_dead_coils(scan)
+    scan, notes, alive = _without_dead_coils(scan)
+    scan, more = _without_spikes(scan)
+    notes += more
     turned = lines_along_rows(scan.mask) is not scan.mask
     if turned:
         scan = scan.turned()
     scan, matrix, noise_std, known, more = _white_coils(scan.to(device), settings)
     notes += more
+    matrix = torch.zeros(len(matrix), len(alive), dtype=matrix.dtype).index_copy_(1, alive.nonzero().flatten(), matrix)
     kspace, mask, maps = scan.kspace, scan.mask, scan.coil_maps
     if scan.coils > 1:
         maps, sentences = _maps(kspace, mask, maps, settings.maps)
@@ -148,11 +149,16 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
             f"warning: σ = {noise_std:.3g} is more noise than the scan contains: its outer k-space has {estimate:.3g}, "
             "signal included. Check that noise samples (or --noise_std) and k-space have the same units and bandwidth."
         )
-    origin = "measured" if known else "estimated at the edge of k-space"
-    snr = f"{scale / noise_std:.0f}" if noise_std else "unlimited"
-    notes.append(f"noise: σ = {noise_std:.3g} per complex sample ({origin}); SNR of the brightest tissue {snr}")
+    if noise_std:
+        sampled = scan.noise_samples is not None and scan.noise_std is None
+        origin = "from noise samples" if sampled else "as given" if known else "estimated from outer k-space: at most"
+        notes.append(
+            f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}"
+        )
+    else:
+        notes.append("noise: none")
     return Problem(
-        model, kspace / scale, scale, periodic, noise_std / scale, known, turned, matrix, tuple(notes)
+        model, kspace / scale, scale, periodic, noise_std / scale, known, estimate / scale, turned, matrix, tuple(notes)
     )  # fmt: skip
 
 
@@ -173,12 +179,12 @@ def scan_scale(kspace: Tensor, model: ForwardModel) -> float:
     return scale
 
 
-def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str]]:
-    """Leave out coils that are zero everywhere, and name them."""
+def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str], Tensor]:
+    """Leave out coils that are zero everywhere, and name them; also which are left, boolean `(coils,)`."""
     power = scan.kspace.abs().amax(dim=(0, 2, 3))
     alive = power > 0
     if scan.coils == 1 or alive.all():
-        return scan, []
+        return scan, [], torch.ones(scan.coils, dtype=torch.bool)
     if not alive.any():
         raise InputError("every measured sample of the scan is zero; check the mask and the k-space.")
     keep = alive.nonzero().flatten()
@@ -189,7 +195,40 @@ def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str]]:
     scan = replace(scan, kspace=scan.kspace[:, keep], noise_samples=noise, coil_maps=maps)
     plural = "s" if len(dead) > 1 else ""
     has, are = ("have", "are") if plural else ("has", "is")
-    return scan, [f"coil{plural} {names} (counting from 0) {has} no signal and {are} left out"]
+    return scan, [f"coil{plural} {names} (counting from 0) {has} no signal and {are} left out"], alive.cpu()
+
+
+def _without_spikes(scan: Scan) -> tuple[Scan, list[str]]:
+    """Replace single samples that are SPIKE times all around them, in k-space and time, and name them.
+
+    Such a sample is a failure of the receiver; its stripes would cover every frame. The mean of the other frames that
+    measured the location takes its place, which keeps sampled lines whole.
+    """
+    power = scan.kspace.abs().square().sum(dim=1).sqrt()
+    _, height, width = power.shape
+    ky, kx = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    centre = (ky[:, None].abs() <= NO_SPIKE) & (kx.abs() <= NO_SPIKE)
+    outside = power.masked_fill(centre.to(power.device), 0)
+    kspace = scan.kspace
+    notes: list[str] = []
+    for place in outside.flatten().topk(min(MOST_SPIKES, outside.numel())).indices.tolist():
+        frame, row, column = place // (height * width), place // width % height, place % width
+        around = power[:, max(0, row - 3) : row + 4, max(0, column - 3) : column + 4].clone()
+        around[frame, min(row, 3), min(column, 3)] = 0
+        if power[frame, row, column] <= SPIKE * around.max() or around.max() == 0:
+            continue
+        if not notes:
+            kspace = kspace.clone()
+        others = scan.mask[:, row, column].clone()
+        others[frame] = False
+        mean = scan.kspace[others, :, row, column].mean(dim=0) if others.any() else 0
+        kspace[frame, :, row, column] = mean
+        power[frame, row, column] = 0
+        notes.append(
+            f"warning: a spike in k-space at frame {frame}, row {row}, column {column} (counting from 0) is replaced "
+            "by the mean of the other frames"
+        )
+    return replace(scan, kspace=kspace), notes
 
 
 def _white_coils(

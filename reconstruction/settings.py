@@ -32,34 +32,23 @@ class OUSettings(Settings):
     part: ClassVar[str] = "ou"
 
     after: str = setting(
-        "both", "where the OU follows: both GM and LM (paper, Fig. 1), the last of them (its code), or never",
+        "both", "where the OU follows: after GM and LM (paper, Fig. 1), after the last of them (its code), or never",
         choices=("both", "last", "never"),
     )  # fmt: skip
     operator: str = setting(
-        "auto", "hankel: structured (published); llr: locally low rank; motion: llr, then along the motion; auto: "
+        "auto", "hankel: structured (published); llr: locally low rank; motion: low rank along the motion; auto: "
         "hankel for the published sampler, else motion", choices=OPERATORS
     )  # fmt: skip
     window: int = setting(8, "hankel: k-space window, samples", least=1)
-    rank: int = setting(0, "hankel: singular vectors kept; 0: the published share, 96 for 16 frames", least=0)
+    rank: int = setting(0, "hankel: singular vectors kept; 0: as published, 6 per frame", least=0)
     hankel_iterations: int = setting(20, "hankel: iterations of the OU alone", least=1)
     patches: tuple = setting((6, 8, 12), "llr: patch sizes in turn, pixels", least=1)
-    noise_floor: float = setting(0.0004, "llr: noise per pixel, in units of the scan's scale", above=0)
     llr_iterations: int = setting(100, "llr: FISTA iterations of the OU alone", least=1)
-    motion_patches: tuple = setting((4, 6, 8), "motion: patch sizes to choose from, pixels", least=1)
-    motion_patch: int = setting(0, "motion: patch size, pixels; 0: chosen on held-out samples", least=0)
-    motion_steps: int = setting(40, "motion: steps of the schedule of noise levels", least=1)
-    motion_taken: int = setting(0, "motion: steps taken; 0: chosen on held-out samples", least=0)
-    motion_first: float = setting(0.05, "motion: noise per pixel of the first step, units of the scan's scale", above=0)
-    motion_last: float = setting(0.001, "motion: noise per pixel of the last step, units of the scan's scale", above=0)
+    motion_patches: tuple = setting((12, 8, 6, 4), "motion: patch sizes in turn, pixels", least=1)
+    motion_steps: int = setting(0, "motion: steps; 0: 12 times the net acceleration, 24 to 80", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.motion_first < self.motion_last:
-            raise InputError("ou.motion_first must be at least ou.motion_last.")
-        if self.motion_taken and not self.motion_patch:
-            raise InputError("ou.motion_taken belongs to one ou.motion_patch; give both, or neither.")
-        if self.motion_taken > self.motion_steps:
-            raise InputError(f"ou.motion_taken must be at most ou.motion_steps = {self.motion_steps}.")
         if not (self.patches and self.motion_patches):
             raise InputError("ou.patches and ou.motion_patches must name at least one size.")
 

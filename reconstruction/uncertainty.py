@@ -27,6 +27,7 @@ def error_map(
     denoise: Callable[[Tensor, float], Tensor],
     samples: int,
     generator: torch.Generator,
+    noise_std: float = 0.0,
 ) -> Tensor:
     """Standard deviation of the complex image error: real `(frames, height, width)`, in the units of the image.
 
@@ -37,11 +38,13 @@ def error_map(
     model
         A; what was measured gets no noise.
     sigma
-        standard deviation of the remaining error per real channel; the map's mean square is 2 σ².
+        standard deviation of the remaining error per real channel; the map's mean square is 2 σ², and the noise.
     denoise
         D(x; σ) of images, data consistent.
     samples
         how often, one pass per frame each; at least 2.
+    noise_std
+        σ per pixel of the measurement noise that the result keeps.
     """
     denoised = []
     for _ in range(samples):
@@ -52,7 +55,8 @@ def error_map(
     variance = (images - images.mean(dim=0)).abs().square().mean(dim=0)
     variance = avg_pool2d(variance[:, None], NEIGHBOURHOOD, 1, NEIGHBOURHOOD // 2, count_include_pad=False)[:, 0]
     spread = aliased_variance(variance**SHARPNESS, model).sqrt()
-    return spread * 2**0.5 * sigma / spread.square().mean().sqrt().clamp(min=1e-30)
+    spread = spread * 2**0.5 * sigma / spread.square().mean().sqrt().clamp(min=1e-30)
+    return (spread.square() + noise_std**2).sqrt()
 
 
 def aliased_variance(variance: Tensor, model: ForwardModel) -> Tensor:

@@ -88,6 +88,9 @@ def in_a_new_process(program):
 def test_a_reconstruction_imports_nothing_of_training():
     in_a_new_process(
         "import sys, torch\n"
+        "sys.modules['numba'] = None\n"  # its kernels are used where it is there
+        "import mri.lowrank.along_motion as along_motion\n"
+        "along_motion.FUSED = False\n"
         "from sampling import reconstruct\n"
         "from mri.phantom import make_phantom\n"
         "from mri.fourier import fft2c\n"
@@ -95,7 +98,7 @@ def test_a_reconstruction_imports_nothing_of_training():
         "mask = make_mask('uniform', (5, 64, 64), 4, 8)\n"
         "reconstruct(fft2c(make_phantom(5, 64)) * mask, mask)\n"
         "names = {name.split('.')[0] for name in sys.modules}\n"
-        "unwanted = {'training', 'datasets', 'configs', 'absl', 'ml_collections', 'tensorboard', 'sigpy', 'numba'}\n"
+        "unwanted = {'training', 'datasets', 'configs', 'absl', 'ml_collections', 'tensorboard', 'sigpy'}\n"
         "assert not names & unwanted, names & unwanted"
     )
 

@@ -32,7 +32,7 @@ from training.objectives import make_objective
 
 RECORDED = np.load(Path(__file__).parent / "fixtures" / "regression.npz")
 SIZE, FRAMES = 64, 8
-OU = OUSettings(motion_patch=6, motion_taken=20)  # a search would make discrete choices
+OU = OUSettings()
 CASCADE = SamplingSettings(sampler="cascade")
 RAT, PINCAT = "rat_cine_192x192x8.mat", "pincat_128x128x50.mat"
 MASKS = [(RAT, "uniform", 4), (RAT, "uniform", 6), (RAT, "uniform", 8), (RAT, "uniform", 10), (RAT, "random", 6),

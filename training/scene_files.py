@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from mri.scan import Scan
 from mri.scenes import Draw, acquire_scene, make_scene
 from mri.view_sharing import share_views
 from reconstruction.calibration import ERROR_GAIN
-from reconstruction.optimization_unit import OptimizationUnit, choose_settings, with_operator
+from reconstruction.optimization_unit import OptimizationUnit, schedule_for, with_operator
 from reconstruction.prepare import Problem, prepare, scan_scale
 from reconstruction.settings import OUSettings
 from training.settings import RunSettings, plain
@@ -38,9 +37,6 @@ from utils.files import atomic_path
 from utils.frame_file import append_frames, open_frames
 
 Tensor = torch.Tensor
-
-MOTION_SEED = 10**7  # + number of a training scene: of the OU's patches and steps
-
 
 # ------------------------------------------------------------------------------------- pseudo-references
 
@@ -112,8 +108,7 @@ def prepare_scene(number: int, size: int, operator: str) -> PreparedScene:
     """Training scene `number`: drawn, acquired, and what the OU makes of the acquisition.
 
     One scene in eight is a phantom heart of `mri.phantom` (seeds from 1000, which no test uses), the others are
-    `mri.scenes`. `operator`: `motion` or `llr`, as of `reconstruction.optimization_unit.OptimizationUnit`. What a scan
-    chooses on held-out samples is drawn here (patch and steps of `motion`) or follows the truth (`llr`, where closer).
+    `mri.scenes`. `operator`: `motion` or `llr`, as of `reconstruction.optimization_unit.OptimizationUnit`.
     """
     draw = Draw(number)
     frames = draw.choice((6, 8, 12, 16, 16, 16, 20, 24))
@@ -128,17 +123,14 @@ def prepare_scene(number: int, size: int, operator: str) -> PreparedScene:
     scale = scan_scale(kspace, model)
     measured = kspace / scale
     start = model.combine(share_views(measured, mask, "nearest", periodic=periodic)[0])
-    start = fista_locally_low_rank(start, model, measured, 4e-4, (6, 8, 12), 100, 4.0, number)
-    truth = (image / scale)[:, None]
-    scene = PreparedScene(truth, start, mask, torch.ones_like(mask), model.maps, periodic)
     if operator == "motion":
-        draw = Draw(MOTION_SEED + number)  # apart from the scene, which is the same with either operator
-        patch, taken = draw.choice((4, 6, 8)), draw.choice((25, 30, 35, 40))
-        steps = motion_low_rank(start, model, measured, patch, periodic=periodic, seed=number)
-        (start,) = deque(islice(steps, taken), maxlen=1)
-        followed = replace(scene, start=start)
-        scene = min(scene, followed, key=lambda one: one.missing_square().item())
-    return scene
+        schedule, patches = schedule_for(mask.double().mean().item()), OUSettings().motion_patches
+        (last,) = deque(motion_low_rank(start, model, measured, patches, schedule, periodic, number), maxlen=1)
+        start = last.consistent
+    else:
+        start = fista_locally_low_rank(start, model, measured, 4e-4, (6, 8, 12), 100, 4.0, number)
+    truth = (image / scale)[:, None]
+    return PreparedScene(truth, start, mask, torch.ones_like(mask), model.maps, periodic)
 
 
 def scene_file(folder: Path, operator: str, size: int) -> "SceneFile":
@@ -201,9 +193,8 @@ def self_supervised_file(settings: RunSettings, folder: Path) -> "SceneFile":
                     f"number: --config.data.virtual_coils={max(coils, problem.model.coils)}, or fewer where "
                     "a scan has fewer coils."
                 )
-            own, _, _ = choose_settings(problem, ou, settings.seed)
             for seed in range(training.splits):
-                written.append(prepare_held_out(problem, own, seed))
+                written.append(prepare_held_out(problem, ou, seed))
     return SceneFile(path)
 
 

@@ -3,16 +3,20 @@
 Yoon et al. 2014 (motion-adaptive patch-based low rank, cardiac cine): `mri.lowrank.locally` groups the patches at one
 position over time; here a group holds, from every frame, the patch that resembles a patch of the reference frame most.
 A structure that moves without changing then has rank one.
+
+`track` and `shrink_tracks` have a plain form for every device and, for CPUs with numba, a fused one in
+`mri.lowrank.fused`, with the same results.
 """
 
+import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import avg_pool2d, pad
-from tqdm import tqdm
 
 from mri.lowrank.locally import check_patch
 from mri.operators import ForwardModel
@@ -23,8 +27,9 @@ MEMBERS = 16  # frames of a group, at most: those nearest in time to the referen
 REFERENCES = 4  # reference frames for every MEMBERS frames; of shorter scans 4 or a few more
 SEARCH = 3  # pixels in each direction in which a patch is looked for
 NEARNESS = 1e-3  # a match d pixels away must be (1 + NEARNESS d²) times as like, which decides near ties
-REMATCH = 10  # steps after which the patches are looked for again
-GROUPS = 4096  # handled at once: bounds the memory beside a few copies of the scan
+TRACKINGS, APART = 4, 10  # how often the patches are looked for, at most, and steps between, at least
+GROUPS = 4096  # handled at once by the plain form: bounds the memory beside a few copies of the scan
+FUSED = importlib.util.find_spec("numba") is not None  # whether CPUs use `mri.lowrank.fused`
 
 
 @dataclass(frozen=True)
@@ -66,16 +71,33 @@ def track(image: Tensor, patch: int, periodic: bool = False) -> Tracks:
     """
     frames, height, width = image.shape
     check_patch(patch, height, width)
-    stride = max(1, patch // 2)
     members = min(frames, MEMBERS)
+    references = list(range(0, frames, max(1, members // REFERENCES)))
+    near = torch.stack([nearest_frames(frames, reference, periodic)[:members] for reference in references])
+    near = near.to(image.device)
+    places = _places(image, references, near, patch)
+    corners = (places + near[:, :, None, None] * (height * width)).flatten(2).mT.flatten(0, 1).contiguous()
+    return Tracks(corners, patch, _counts(image.shape, corners, patch))
+
+
+def _places(image: Tensor, references: list[int], near: Tensor, patch: int) -> Tensor:
+    """Where the patches of the reference frames are found in the frames near to them: row · width + column.
+
+    int64 `(references, members, rows, columns)`, the patches starting every half side.
+    """
+    if _is_fused(image):
+        from mri.lowrank.fused import match_patches
+
+        return match_patches(image, references, near, patch, stride_of(patch), SEARCH, _moves(), NEARNESS)
+    _, height, width = image.shape
+    stride = stride_of(patch)
     rows = torch.arange(0, height, stride, device=image.device)[:, None]
     columns = torch.arange(0, width, stride, device=image.device)
     channels = torch.view_as_real(image).permute(0, 3, 1, 2).contiguous()
-    corners = []
-    for reference in range(0, frames, max(1, members // REFERENCES)):
-        near = nearest_frames(frames, reference, periodic)[:members].to(image.device)
-        others, own = channels[near], channels[reference]
-        best = image.new_full((members, len(rows), len(columns)), math.inf, dtype=torch.float32)
+    found = []
+    for reference, frames in zip(references, near, strict=True):
+        others, own = channels[frames], channels[reference]
+        best = image.new_full((len(frames), len(rows), len(columns)), math.inf, dtype=torch.float32)
         places = torch.zeros(best.shape, dtype=torch.long, device=image.device)
         for down, right in _moves():
             difference = (torch.roll(others, (-down, -right), dims=(2, 3)) - own).square_().sum(1, keepdim=True)
@@ -87,11 +109,27 @@ def track(image: Tensor, patch: int, periodic: bool = False) -> Tracks:
             best = torch.where(better, difference, best)
             here = (rows + down) % height * width + (columns + right) % width
             places = torch.where(better, here, places)
-        corners.append((places + near[:, None, None] * (height * width)).flatten(1).T)
-    tracks = Tracks(torch.cat(corners), patch, image.new_zeros(image.shape, dtype=torch.float32))
-    for group in tracks.corners.split(GROUPS):
-        _add_patches(tracks.counts, group, group.new_ones((), dtype=torch.float32).expand(*group.shape, patch**2))
-    return tracks
+        found.append(places)
+    return torch.stack(found)
+
+
+def _counts(shape: torch.Size, corners: Tensor, patch: int) -> Tensor:
+    """How many patches cover each pixel."""
+    starts = torch.zeros(shape, device=corners.device)
+    flat = corners.flatten()
+    starts.view(-1).index_add_(0, flat, torch.ones(flat.shape, device=corners.device))
+    for axis in (1, 2):
+        starts = sum((torch.roll(starts, i, axis) for i in range(1, patch)), starts)
+    return starts
+
+
+def _is_fused(image: Tensor) -> bool:
+    return FUSED and image.device.type == "cpu" and image.dtype == torch.complex64
+
+
+def stride_of(patch: int) -> int:
+    """Pixels between the patches of a reference frame."""
+    return max(1, patch // 2)
 
 
 def _moves() -> list[tuple[int, int]]:
@@ -127,19 +165,31 @@ def shrink_tracks(image: Tensor, tracks: Tracks, threshold: float, shift: tuple[
     -------
     the mean of the patches over every pixel, `(frames, height, width)`; a pixel of no patch stays as it is.
     """
-    shape, patch = image.shape, tracks.patch
-    frames, height, width = shape
+    frames, height, width = image.shape
     rolled = torch.roll(image, (-shift[0], -shift[1]), dims=(1, 2))
-    padded = pad(torch.view_as_real(rolled).permute(0, 3, 1, 2), (0, patch - 1, 0, patch - 1), mode="circular")
+    if _is_fused(image):
+        from mri.lowrank.fused import shrink_groups
+
+        sums = shrink_groups(rolled, tracks.corners, tracks.patch, threshold)
+    else:
+        sums = _shrunk_sums(rolled, tracks, threshold)
+    mean = sums / tracks.counts.clamp(min=1)
+    return torch.roll(torch.where(tracks.counts > 0, mean, rolled), shift, dims=(1, 2))
+
+
+def _shrunk_sums(image: Tensor, tracks: Tracks, threshold: float) -> Tensor:
+    """Sums over every pixel of the shrunk patches, in PyTorch's operations."""
+    _, height, width = image.shape
+    patch = tracks.patch
+    padded = pad(torch.view_as_real(image).permute(0, 3, 1, 2), (0, patch - 1, 0, patch - 1), mode="circular")
     padded = torch.view_as_complex(padded.permute(0, 2, 3, 1).contiguous())
     windows = padded.unfold(1, patch, 1).unfold(2, patch, 1)  # a view: (frames, height, width, patch, patch)
-    sums = torch.zeros(*shape, 2, device=image.device)
+    sums = torch.zeros(*image.shape, 2, device=image.device)
     for corners in tracks.corners.split(GROUPS):
         frame, place = corners // (height * width), corners % (height * width)
         group = _garrote(windows[frame, place // width, place % width].flatten(2), threshold)
         _add_patches(sums, corners, torch.view_as_real(group))
-    mean = torch.view_as_complex(sums) / tracks.counts.clamp(min=1)
-    return torch.roll(torch.where(tracks.counts > 0, mean, rolled), shift, dims=(1, 2))
+    return torch.view_as_complex(sums)
 
 
 def _add_patches(total: Tensor, corners: Tensor, values: Tensor) -> None:
@@ -177,25 +227,32 @@ class Schedule:
     """
 
     first: float = 0.05
-    last: float = 0.001
+    last: float = 0.002
     steps: int = 40
 
     def noise(self, step: int) -> float:
         return self.first * (self.last / self.first) ** (step / max(self.steps - 1, 1))
 
 
+class Iterate(NamedTuple):
+    """Images after a step, complex `(frames, height, width)`."""
+
+    consistent: Tensor  # with the measured samples
+    low_rank: Tensor  # before the samples were put back
+
+
 def motion_low_rank(
     start: Tensor,
     model: ForwardModel,
     measured: Tensor,
-    patch: int,
+    patches: Sequence[int],
     schedule: Schedule | None = None,
     periodic: bool = False,
     seed: int = 0,
-) -> Iterator[Tensor]:
+) -> Iterator[Iterate]:
     """Low rank along the motion and data consistency in turn, with FISTA's momentum, from large thresholds to small.
 
-    Patches are tracked again every REMATCH steps, as the image improves. The garrote is the proximal map of no convex
+    Patches are tracked again as the image improves. The garrote is the proximal map of no convex
     function: the momentum speeds up convergence here without FISTA's guarantee.
 
     Parameters
@@ -204,27 +261,33 @@ def motion_low_rank(
         images to begin from, complex `(frames, height, width)` of unit scale.
     model, measured
         A, and y `(frames, coils, ky, kx)` of unit scale, 0 outside the mask.
-    patch
-        side of the patches, pixels. Small ones follow the motion better, large ones remove more noise.
+    patches
+        sides of the patches, pixels, one a step, in turn. Small ones follow the motion better, large ones remove more
+        noise.
     seed
         of the shifts of the patches.
 
     Yields
     ------
-    data-consistent images of that shape after every step.
+    the images after every step.
     """
     schedule = schedule or Schedule()
     generator = torch.Generator().manual_seed(seed)
     image = momentum = model.consistent(start, measured)
-    t, tracks = 1.0, None
-    for step in tqdm(range(schedule.steps), desc=f"OU (along motion, {patch}×{patch})", leave=False, disable=None):
-        if tracks is None or step % REMATCH == 0:
-            tracks = track(image, patch, periodic)
-        threshold = schedule.noise(step) * (patch + math.sqrt(tracks.corners.shape[1]))
-        down, right = torch.randint(max(1, patch // 2), (2,), generator=generator).tolist()
+    t = 1.0
+    tracks: dict[int, Tracks] = {}
+    for step in range(schedule.steps):
+        if step % max(APART, math.ceil(schedule.steps / TRACKINGS)) == 0:
+            tracks = {}
+        patch = patches[step % len(patches)]
+        if patch not in tracks:
+            tracks[patch] = track(image, patch, periodic)
+        threshold = schedule.noise(step) * (patch + math.sqrt(tracks[patch].corners.shape[1]))
+        down, right = torch.randint(stride_of(patch), (2,), generator=generator).tolist()
         previous = image
-        image = model.consistent(shrink_tracks(momentum, tracks, threshold, (down, right)), measured)
+        low_rank = shrink_tracks(momentum, tracks[patch], threshold, (down, right))
+        image = model.consistent(low_rank, measured)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         momentum = image + (t - 1) / t_next * (image - previous)
         t = t_next
-        yield image
+        yield Iterate(image, low_rank)

@@ -1,5 +1,6 @@
 """Low rank along the motion: the tracks, the shrinkage and the iteration."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -132,12 +133,14 @@ def test_steps_keep_the_measured_samples_and_improve(coils):
     model = ForwardModel(mask, maps)
     measured = model.forward(truth)
     start = model.combine(share_views(measured, mask, periodic=True)[0])
-    steps = list(motion_low_rank(start, model, measured, 6, Schedule(0.05, 0.002, 15), True, seed=1))
+    steps = list(motion_low_rank(start, model, measured, (8, 6), Schedule(0.05, 0.002, 15), True, seed=1))
     assert len(steps) == 15
-    assert all(model.residual(step, measured) < (1e-6 if coils == 1 else 0.02) for step in steps)
-    *_, again = motion_low_rank(start, model, measured, 6, Schedule(0.05, 0.002, 15), True, seed=1)
-    assert torch.equal(again, steps[-1])
-    assert (steps[-1] - truth).norm() < 0.5 * (start - truth).norm()
+    assert all(model.residual(step.consistent, measured) < (1e-6 if coils == 1 else 0.02) for step in steps)
+    *_, again = motion_low_rank(start, model, measured, (8, 6), Schedule(0.05, 0.002, 15), True, seed=1)
+    assert torch.equal(again.consistent, steps[-1].consistent) and torch.equal(again.low_rank, steps[-1].low_rank)
+    assert torch.allclose(steps[-1].consistent, model.consistent(steps[-1].low_rank, measured))
+    for image in steps[-1]:
+        assert (image - truth).norm() < 0.5 * (start - truth).norm()
 
 
 def test_schedule_falls_geometrically():
@@ -149,3 +152,43 @@ def test_schedule_falls_geometrically():
 def test_patch_larger_than_the_image():
     with pytest.raises(InputError, match="does not fit"):
         track(moving(2), 25)
+
+
+@pytest.mark.parametrize(("frames", "patch"), [(6, 4), (6, 5), (20, 3), (2, 6)])
+def test_the_fused_form_does_what_the_plain_one_does(frames, patch, monkeypatch):
+    """Odd sizes, more members than pixels, two frames; any number of threads gives the same bits."""
+    pytest.importorskip("numba")
+    image = moving(frames) + 0.1 * torch.stack([texture(seed=seed) for seed in range(frames)])
+    image = image[:, :23, :19].contiguous()
+    fused = track(image, patch, True)
+    shrunk = shrink_tracks(image, fused, 0.8 * patch, (1, 2))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    assert torch.equal(shrink_tracks(image, fused, 0.8 * patch, (1, 2)), shrunk)
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(module, "FUSED", False)
+    plain = track(image, patch, True)
+    assert torch.equal(plain.corners, fused.corners) and torch.equal(plain.counts, fused.counts)
+    expected = shrink_tracks(image, plain, 0.8 * patch, (1, 2))
+    assert (shrunk - expected).norm() < 1e-5 * expected.norm() < (shrunk - image).norm()
+
+
+@pytest.mark.parametrize("order", [1, 2, 5, 16])
+def test_eigenvalues_of_the_kernel(order):
+    """Random Hermitian matrices of any rank, and diagonal ones."""
+    pytest.importorskip("numba")
+    from mri.lowrank import fused
+
+    rng = np.random.default_rng(order)
+    for rank in {1, order // 2 + 1, order}:
+        factor = rng.standard_normal((2, order, rank)).astype(np.float32)
+        matrix = (factor[0] + 1j * factor[1]) @ (factor[0] + 1j * factor[1]).conj().T
+        for a in (matrix, np.diag(matrix.diagonal())):
+            re, im = np.ascontiguousarray(a.real), np.ascontiguousarray(a.imag)
+            d, e, tau_r, tau_i = np.zeros((4, order), np.float32)
+            fused._tridiagonal(re, im, d, e, tau_r, tau_i)
+            e[order - 1] = 0
+            z = np.eye(order, dtype=np.float32)
+            fused._ql(d, e, z)
+            assert np.allclose(np.sort(d), np.linalg.eigvalsh(a), atol=1e-5 * order * np.abs(a).max())
+            assert np.allclose(z @ z.T, np.eye(order), atol=1e-5)

@@ -1,8 +1,10 @@
 import pytest
 import torch
 
-from mri.holdout import hold_out, missing_error
+from mri.fourier import fft2c
+from mri.holdout import SHARE, hold_out, hold_out_sets, improvement, missing_error
 from mri.masks import acs_rows, make_mask
+from mri.operators import ForwardModel
 
 
 @pytest.mark.parametrize("pattern", ["uniform", "random", "radial"])
@@ -54,3 +56,54 @@ def test_missing_error_sums_over_the_coils():
     one = missing_error(error, held_out, mask)
     two = missing_error(torch.cat((0.6 * error, 0.8j * error), dim=1), held_out, mask)
     assert one > 0 and two == pytest.approx(one)
+
+
+@pytest.mark.parametrize(("pattern", "acs"), [("uniform", 8), ("uniform", 0), ("random", 8), ("radial", 0)])
+def test_three_disjoint_sets(pattern, acs):
+    """Whole lines over all ky (points of radial masks), 5 % each, other ones for another seed, kept in every frame."""
+    mask = make_mask(pattern, (16, 96, 64), 6, acs)
+    sets = hold_out_sets(mask, 3)
+    parts = (sets.settings, sets.admission, sets.report, sets.kept)
+    assert torch.equal(sum(part.int() for part in parts), mask.int())
+    for part in parts[:3]:
+        assert part.sum() / mask.sum() == pytest.approx(SHARE, rel=0.3)
+        if pattern != "radial":
+            assert torch.equal(part.any(-1, keepdim=True).expand_as(part), part)
+            rows = part.any(-1).any(0).nonzero().flatten()
+            assert rows.min() < 32 and rows.max() > 64  # over all ky
+    assert (sets.kept.flatten(1).sum(1) >= 0.7 * mask.flatten(1).sum(1)).all()
+    assert torch.equal(hold_out_sets(mask, 3).settings, sets.settings)
+    assert not torch.equal(hold_out_sets(mask, 4).settings, sets.settings)
+    if pattern != "radial":
+        assert torch.equal(hold_out_sets(mask.mT, 3).report, sets.report.mT)
+
+
+@pytest.mark.parametrize("mask", [make_mask("uniform", (3, 64, 4), 32, 0), torch.ones(8, 16, 16, dtype=torch.bool)])
+def test_no_sets_of_too_few_lines_or_where_nothing_is_missing(mask):
+    sets = hold_out_sets(mask)
+    assert torch.equal(sets.kept, mask) and not (sets.settings | sets.admission | sets.report).any()
+
+
+def test_improvement_is_the_share_of_the_error_without_the_noise():
+    """Half of the error is 75 % of its square, at any noise; of equal images none is clearly better."""
+    generator = torch.Generator().manual_seed(0)
+    truth, error = torch.randn(2, 16, 64, 64, dtype=torch.complex64, generator=generator)
+    model = ForwardModel.of_one_coil(make_mask("uniform", (16, 64, 64), 4, 8))
+    held = hold_out_sets(model.mask).settings
+    for sigma in (0.0, 0.3, 1.0):
+        noise = sigma * torch.randn(16, 1, 64, 64, dtype=torch.complex64, generator=generator)
+        measured = torch.where(model.mask[:, None], fft2c(truth)[:, None] + noise, 0)
+        found = improvement(model, measured, held, truth + error, truth + 0.5 * error, sigma)
+        assert found.share == pytest.approx(0.75, abs=0.1) and found.is_clear
+        worse = improvement(model, measured, held, truth + 0.5 * error, truth + error, sigma)
+        assert worse.share < 0 and not worse.is_clear
+        same = improvement(model, measured, held, truth + error, truth + error, sigma)
+        assert same.share == 0 and not same.is_clear
+
+
+def test_noise_of_the_held_out_samples_is_no_error():
+    """A perfect image has no error, whatever the noise of the samples."""
+    mask = make_mask("uniform", (16, 64, 64), 4, 8)
+    held = hold_out_sets(mask).admission
+    noise = 0.1 * torch.randn(16, 1, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    assert missing_error(noise, held, mask, 0.1) < 0.3 * missing_error(noise, held, mask)

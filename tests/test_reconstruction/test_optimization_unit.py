@@ -7,14 +7,15 @@ import torch
 
 from models.prior import load_prior, load_shipped
 from mri.fourier import fft2c
-from mri.holdout import hold_out
+from mri.holdout import hold_out_sets
 from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom, simulate_scan
 from mri.scan import Scan
 from reconstruction.optimization_unit import (
     OptimizationUnit,
-    choose_settings,
+    motion_schedule,
+    put_back,
     run_optimization_unit,
     with_operator,
 )
@@ -23,7 +24,7 @@ from reconstruction.settings import OUSettings, SamplingSettings
 from sampling import reconstruct_problem
 from utils.errors import InputError
 
-SHORT = OUSettings(operator="motion", motion_patches=(6,), motion_steps=10, motion_last=0.002)
+SHORT = OUSettings(operator="motion", motion_patches=(6,), motion_steps=10)
 CASCADE = SamplingSettings(sampler="cascade")
 
 
@@ -47,52 +48,70 @@ def truth():
 
 
 @pytest.mark.parametrize("coils", [1, 4])
-def test_patch_and_steps_are_chosen_on_held_out_samples(coils):
+def test_what_is_held_out_is_not_seen(coils):
     problem, _ = make_problem(coils)
-    settings = replace(SHORT, motion_patches=(6, 8))
-    chosen, without, gain = choose_settings(problem, settings, 0)
-    assert chosen.operator == "motion" and chosen.motion_patch in (6, 8) and chosen.motion_taken % 5 == 0
-    assert 0.02 < gain < 1
-    kept, _ = hold_out(problem.model.mask, seed=0)
-    assert torch.equal(without, OptimizationUnit(chosen).solve(problem.restricted(kept)))
-    result = run_optimization_unit(problem, settings)
-    assert torch.equal(result.image, run_optimization_unit(problem, chosen).image)
-    assert result.settings == chosen and torch.equal(result.without_held_out, without)
-    other = replace(chosen, motion_taken=chosen.motion_taken - 1)  # both given: nothing is searched
-    assert not torch.equal(result.image, run_optimization_unit(problem, other).image)
-    given = replace(settings, motion_patch=8, motion_taken=10)
-    assert choose_settings(problem, given, 0) == (given, None, None)
+    result = run_optimization_unit(problem, SHORT)
+    assert result.settings == SHORT and not result.is_start and 0.02 < result.gain < 1
+    assert torch.equal(result.image, OptimizationUnit(SHORT).solve(problem))
+    kept = result.held_out.kept
+    assert torch.equal(result.held_out.settings, hold_out_sets(problem.model.mask, 0).settings)
+    assert torch.equal(result.without_held_out, OptimizationUnit(SHORT).solve(problem.restricted(kept)))
+    assert torch.equal(result.start_without, problem.restricted(kept).view_sharing())
 
 
-def test_the_search_ends_where_nothing_better_comes(problem, monkeypatch):
-    """The largest patch first; a size ends after two looks without improvement, all with a size that is no better."""
-    settings = replace(SHORT, motion_patches=(4, 8, 6), motion_steps=30)
-    looks = iter([100, 50, 40, 41, 42, 60, 45, 44, 43, 42, 41])  # llr; 8: best at step 10; 6: 30 steps
-    taken = []
+def test_what_does_harm_is_left(problem, monkeypatch):
+    """Motion, then `llr`, then view sharing."""
+    harmful = {"motion"}
+    solve = OptimizationUnit.solve
 
-    def along(self, start, problem, patch):
-        for _ in range(30):
-            taken.append(patch)
-            yield start
+    def spoilt(unit, problem, steps=0):
+        return 0 * problem.view_sharing() if unit.operator in harmful else solve(unit, problem, steps)
 
-    monkeypatch.setattr("reconstruction.optimization_unit.held_out_error", lambda *_: next(looks))
-    monkeypatch.setattr(OptimizationUnit, "along_motion", along)
-    chosen, _, gain = choose_settings(problem, settings, 0)
-    assert (chosen.motion_patch, chosen.motion_taken) == (8, 10) and gain == pytest.approx(0.6)
-    assert taken == [8] * 20 + [6] * 30  # 4 is not tried
+    monkeypatch.setattr(OptimizationUnit, "solve", spoilt)
+    result = run_optimization_unit(problem, SHORT)
+    assert result.settings.operator == "llr" and not result.is_start and result.gain > 0
+    harmful.add("llr")
+    result = run_optimization_unit(problem, SHORT)
+    assert result.is_start and torch.equal(result.image, problem.view_sharing()) and result.gain == 0
 
 
-def test_motion_tracking_is_used_only_if_it_lowers_the_held_out_error(problem, monkeypatch):
-    monkeypatch.setattr("reconstruction.optimization_unit.MOTION_MARGIN", 0.999)
-    chosen, without, _ = choose_settings(problem, SHORT, 0)
-    assert chosen.operator == "llr"
-    kept, _ = hold_out(problem.model.mask, seed=0)
-    assert torch.equal(without, OptimizationUnit(chosen).solve(problem.restricted(kept)))
-    monkeypatch.undo()
-    rows = torch.arange(64)[:, None]
-    no_acs = problem.restricted((rows // 4 != 7) & (rows // 4 != 8))
-    chosen, without, _ = choose_settings(no_acs, SHORT, 0)  # no line can be held out
-    assert chosen.operator == "llr" and without is None
+def test_without_lines_to_hold_out_nothing_is_compared(problem):
+    few = problem.restricted(make_mask("uniform", (8, 64, 64), 32, 0))
+    result = run_optimization_unit(few, SHORT)
+    assert result.gain is None and result.settings == SHORT and not result.held_out
+
+
+def test_the_noise_ends_the_schedule_and_is_not_put_back():
+    mask = make_mask("uniform", (8, 64, 64), 4, 8)
+    share = mask.double().mean().item()
+    found = simulate_scan("simple", 8, 64, 3, 1, 0.03)
+    known = prepare(Scan.from_arrays(found.kspace, mask, noise_std=0.03))
+    assert motion_schedule(known).last == pytest.approx(0.85 * known.noise_std * share**0.5)
+    assert put_back(known) < 0.05 and motion_schedule(known).first == pytest.approx(0.05)
+    guessed = prepare(Scan.from_arrays(found.kspace, mask))
+    assert motion_schedule(guessed).last == pytest.approx(0.75 * guessed.noise_std * share**0.5)
+    assert put_back(guessed) == 0.2
+    clean = prepare(Scan.from_arrays(fft2c(make_phantom(8, 64, 3)), mask, noise_std=0.0))
+    assert put_back(clean) == 1 and motion_schedule(clean).last < 0.01
+    assert clean.model.residual(run_optimization_unit(clean, SHORT).image, clean.measured) < 1e-5
+    assert motion_schedule(known).steps == round(12 / share) and motion_schedule(known, 7).steps == 7
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+@pytest.mark.parametrize("noise", [0.02, 0.05])
+def test_noise_that_is_known_lowers_the_error(noise, coils):
+    """The squared error of the low-rank image is below that of images that agree with the noisy samples."""
+    mask = make_mask("uniform", (8, 64, 64), 4, 8)
+    found = simulate_scan("heart", 8, 64, 3, coils, noise)
+    more = {"noise_samples": found.noise} if coils > 1 else {"noise_std": noise}
+    problem = prepare(Scan.from_arrays(found.kspace, mask, **more))
+    unit, truth = OptimizationUnit(OUSettings(operator="motion")), found.image / problem.scale
+    *_, last = unit.along_motion(problem.view_sharing(), problem)
+
+    def error(image):
+        return (image.abs() - truth.abs()).square().sum()
+
+    assert error(unit.solve(problem)) < 0.9 * error(last.consistent) < 0.9 * error(problem.view_sharing())
 
 
 def test_reconstruction_says_what_was_chosen(problem, truth, context_priors):
@@ -100,11 +119,11 @@ def test_reconstruction_says_what_was_chosen(problem, truth, context_priors):
     result = reconstruct_problem(problem, models, SHORT, CASCADE)
     unit = run_optimization_unit(problem, SHORT)
     assert torch.equal(result.start, problem.finished(unit.image)) and result.start_seconds > 0
-    told = result.settings["config"]["ou"]
-    assert told["operator"] == "motion" and told["motion_patch"] == 6 and 0 < told["motion_taken"] <= 10
-    assert any("low rank along the motion, patches 6×6" in note and "against llr" in note for note in result.notes)
+    assert result.settings["config"]["ou"]["operator"] == "motion"
+    assert any("along the motion, 10 steps" in note and "against view sharing" in note for note in result.notes)
+    assert any("used for nothing else" in note for note in result.notes)
     without = reconstruct_problem(problem, models, replace(SHORT, operator="llr"), CASCADE)
-    assert any(note == "optimization unit: llr" for note in without.notes)
+    assert any("optimization unit: locally low rank; held-out" in note for note in without.notes)
     assert evaluate(result.start, truth)["psnr"] > evaluate(without.start, truth)["psnr"] + 2
 
 
@@ -123,7 +142,6 @@ def test_a_prior_for_after_the_motion_takes_the_place_of_the_other(problem, cont
 def test_without_the_unit_nothing_is_searched(problem, context_priors):
     models = tuple(load_prior(path) for path in context_priors)
     result = reconstruct_problem(problem, models, replace(SHORT, after="never"), CASCADE)
-    assert result.settings["config"]["ou"]["motion_taken"] == 0
     assert torch.equal(result.start, problem.finished(problem.view_sharing()))
 
 
@@ -138,9 +156,7 @@ def test_auto_depends_on_the_sampler():
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"motion_patches": (4, 99)}, "motion_patches"), ({"motion_patches": ()}, "motion_patches"),
-     ({"motion_last": 0.0}, "motion_last"), ({"motion_last": 1.0}, "motion_first"), ({"motion_steps": 0}, "steps"),
-     ({"motion_patch": 97}, "motion_patch"), ({"motion_patch": 4, "motion_taken": 41}, "motion_taken"),
-     ({"motion_taken": 5}, "give both"), ({"motion_patch": 2.5}, "must be a whole number")],
+     ({"motion_steps": -1}, "motion_steps"), ({"motion_steps": 2.5}, "must be a whole number")],
 )  # fmt: skip
 def test_bad_settings(problem, change, words):
     with pytest.raises(InputError, match=words):

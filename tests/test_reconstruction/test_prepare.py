@@ -7,6 +7,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom, simulate_scan
 from mri.scan import Reference, Scan
+from mri.scenes import make_scene
 from reconstruction.prepare import prepare
 from reconstruction.settings import PrepareSettings
 from utils.errors import InputError
@@ -32,7 +33,7 @@ def test_what_is_decided_is_said():
     problem = prepare(scan)
     notes = "\n".join(problem.notes)
     for words in ("pre-whitened with 4096 noise samples", "virtual coils retaining", "root sum of squares", "Walsh",
-                  "σ = 0.01 per complex sample (measured)", "SNR"):  # fmt: skip
+                  "σ = 0.01 per complex k-space sample (from noise samples)", "SNR"):  # fmt: skip
         assert words in notes
     assert problem.noise_known and problem.snr == pytest.approx(problem.scale / 0.01, rel=0.05)
     assert prepare(Scan.from_arrays(scan.kspace, scan.mask), PrepareSettings(periodic=True)).periodic
@@ -61,11 +62,35 @@ def test_a_dead_coil_is_left_out_and_named():
     kspace[:, 2] = 0
     problem = prepare(Scan.from_arrays(kspace, scan.mask, noise_samples=found.noise, coil_maps=found.maps))
     assert problem.notes[0] == "coil 2 (counting from 0) has no signal and is left out"
-    assert problem.matrix.shape[1] == 3
+    assert problem.matrix.shape[1] == 4 and not problem.matrix[:, 2].any()
+    full = Reference(kspace=found.kspace)  # scored like a scan of living coils
+    assert problem.reference_image(full).shape == found.image.shape
     kspace[:, 0] = 0
     assert prepare(Scan.from_arrays(kspace, scan.mask)).notes[0].startswith("coils 0, 2 (counting from 0)")
     with pytest.raises(InputError, match="every measured sample of the scan is zero"):
         prepare(Scan.from_arrays(0 * kspace, scan.mask))
+
+
+@pytest.mark.parametrize("coils", [1, 4])
+def test_a_spike_is_named_and_replaced(coils):
+    mask = make_mask("uniform", (8, 64, 64), 4, 8)
+    found = simulate_scan("heart", 8, 64, 0, coils, 0.01)
+    clean = prepare(Scan.from_arrays(found.kspace, mask))
+    assert not any("spike" in note for note in clean.notes)
+    kspace = found.kspace.clone()
+    row = int(mask[5, :, 0].nonzero()[0])
+    kspace[5, :, row, 50] = 300 * kspace[5, :, row].abs().max()
+    problem = prepare(Scan.from_arrays(kspace, mask))
+    assert any(f"frame 5, row {row}, column 50" in note for note in problem.notes)
+    difference = problem.view_sharing() * problem.scale - clean.view_sharing() * clean.scale
+    assert difference.abs().max() < 0.1 * clean.scale
+
+
+def test_scenes_have_no_spikes():
+    for seed in range(12):
+        image, _ = make_scene(8, 64, 64, seed)
+        mask = make_mask("random", (8, 64, 64), 4, 8)
+        assert not any("spike" in note for note in prepare(Scan.from_arrays(fft2c(image), mask)).notes)
 
 
 def test_a_coil_that_is_not_finite_is_named():

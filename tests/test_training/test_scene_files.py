@@ -64,10 +64,6 @@ def test_a_scene_begun_along_the_motion_is_the_same_scene_with_a_better_start():
     assert followed.missing_square() < 0.7 * plain.missing_square()
 
 
-def test_a_scene_is_begun_by_llr_where_that_is_nearer(scene):
-    assert torch.equal(prepare_scene(3, 64, "motion").start, scene.start)
-
-
 def test_augmentation_keeps_measured_samples_measured(scene):
     """What k-space allows exactly: a start without error on its mask has none on the moved mask, and else where."""
     exact = ifft2c(torch.where(scene.mask, fft2c(scene.truth[:, 0]), fft2c(scene.start) + 0.1))

@@ -1,0 +1,76 @@
+"""What a reconstruction says of its decisions, one sentence each."""
+
+import torch
+
+from mri.holdout import improvement
+from mri.noise import misfit
+from reconstruction.calibration import Schedule
+from reconstruction.optimization_unit import OUResult, motion_schedule
+from reconstruction.prepare import Problem
+from reconstruction.settings import OUSettings
+
+Tensor = torch.Tensor
+
+
+def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
+    if ou.after == "never":
+        return "optimization unit: off"
+    names = {"motion": "low rank along the motion", "llr": "locally low rank"}
+    name = names.get(result.settings.operator, result.settings.operator)
+    if result.is_start:
+        return f"optimization unit: view sharing; {name} does not lower the held-out error"
+    note = f"optimization unit: {name}"
+    if result.settings.operator == "motion":
+        schedule = motion_schedule(problem, ou.motion_steps)
+        note += f", {schedule.steps} steps, noise level {schedule.first:.2g} to {schedule.last:.2g} of the scan's scale"
+    if result.gain is None:
+        return f"{note}; not compared with view sharing, because too few lines are sampled to hold some out"
+    note += f"; held-out squared error {_percent(-result.gain)} against view sharing"
+    return note if result.settings.operator == ou.operator else f"{note} ({names[ou.operator]} does not lower it)"
+
+
+def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> list[str]:
+    """Quality without a reference, at the samples that nothing else has used."""
+    if result.held_out is None or without is None or not result.held_out.report.any():
+        return []
+    held = result.held_out.report
+    assert result.start_without is not None
+    share = improvement(problem.model, problem.measured, held, result.start_without, without, problem.noise_std).share
+    return [
+        f"quality without a reference: squared error {_percent(-share)} against view sharing at {held.sum()} samples "
+        "that were used for nothing else"
+    ]
+
+
+def _percent(change: float) -> str:
+    return f"{100 * change:+.0f} %".replace("-", "−")
+
+
+def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
+    roles = {"global": "GM", "local": "LM"}
+    if not schedule.held_out:
+        return "priors: not used, because there are too few lines to hold some out, or none is missing"
+    if not schedule.steps:
+        names = " and ".join(roles[name] for name in order)
+        return f"priors: {names} rejected: they do not lower the held-out error clearly"
+    each = ", ".join(
+        f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
+        for name, size in zip(order, schedule.step_sizes, strict=True)
+    )
+    change = (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2 - 1
+    return f"priors: {each}; held-out squared error {_percent(change)}"
+
+
+def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
+    """What the residual says of the forward model."""
+    if problem.model.coils == 1:
+        return []
+    notes = [f"residual: χ = {level:.2f} (expected about 1 or less if coil maps and noise level are right)"]
+    if misfit(problem.model, image, problem.measured, problem.noise_std):
+        share = problem.model.residual(image, problem.measured)
+        notes.append(
+            f"warning: the residual is {share:.1%} of the data, more than the noise explains; the coil maps or the "
+            "noise level are probably wrong. Check the file of --maps if it was given, else try --maps espirit, or "
+            "give noise samples or --noise_std."
+        )
+    return notes
