@@ -4,6 +4,7 @@ Without flags it reconstructs the built-in heart phantom, eight coils with noise
 or pattern of scans (`--data "scans/*.mat" --out folder`) is shared by the processes of `torchrun --nproc_per_node=N`.
 """
 
+import utils.interrupt  # isort: skip  # noqa: F401, before what takes seconds to import
 import os
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 """Train the priors, or reconstruct and score a folder of scans: `python main.py --mode=train|eval`."""
 
+import utils.interrupt  # isort: skip  # noqa: F401, before what takes seconds to import
 from pathlib import Path
 
 from absl import flags

@@ -26,7 +26,7 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 
 FACTORS = ("sampler", "start", "stages", "ou")
-COLUMNS = ("scan", "pattern", "acceleration", *FACTORS, *SCORES)
+COLUMNS = ("scan", "pattern", "acceleration", "noise", *FACTORS, *SCORES)
 ORDERS = {
     "GM": ("global",),
     "LM": ("local",),
@@ -90,8 +90,8 @@ def findings(rows: list[dict]) -> str:
         if gain := gains(rows, *pair):
             spread = f"{min(gain):+.2f} to {max(gain):+.2f} in {len(gain)} pairs of rows"
             lines.append(f"- {question}: {np.mean(gain):+.2f} dB ({spread}).")
-    for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"]) for row in rows):
-        own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"]) == case]
+    for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"], row["noise"]) for row in rows):
+        own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"], row["noise"]) == case]
         unit = max((row for row in own if row["ou"] in OPERATORS), key=lambda row: row["psnr"])
         best = max((row for row in own if row["stages"] != "none"), key=lambda row: row["psnr"])
         lines.append(

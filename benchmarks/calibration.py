@@ -25,7 +25,7 @@ from utils.files import atomic_path, refuse_existing
 Tensor = torch.Tensor
 
 GROUPS = 10
-COLUMNS = ("scan", "pattern", "acceleration", "group", "predicted", "error")
+COLUMNS = ("scan", "pattern", "acceleration", "noise", "group", "predicted", "error")
 
 
 def calibration(error_std: np.ndarray, error: np.ndarray) -> list[dict[str, float]]:
@@ -59,8 +59,8 @@ def _rms(values: np.ndarray) -> float:
 def picture(path: Path, rows: list[dict]) -> None:
     """PNG: error against prediction, one line per case; the diagonal is a perfect prediction."""
     figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
-    for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"]) for row in rows):
-        own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"]) == case]
+    for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"], row["noise"]) for row in rows):
+        own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"], row["noise"]) == case]
         label = f"{case[0]}, {case[1]} R={case[2]}"
         axis.loglog([row["predicted"] for row in own], [row["error"] for row in own], "o-", markersize=3, label=label)
     ends = [min(row["predicted"] for row in rows), max(row["predicted"] for row in rows)]

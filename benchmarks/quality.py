@@ -21,7 +21,7 @@ from benchmarks.panel import panel
 from benchmarks.scores import SCORES, over_seeds, timed, write_record
 from models.prior import Prior, load_prior, shipped
 from mri.metrics import evaluate, moving_row
-from reconstruction.optimization_unit import run_optimization_unit, with_operator
+from reconstruction.optimization_unit import CHECK_STEPS, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem
 from reconstruction.settings import MODELS
 from report.figures import film
@@ -33,8 +33,8 @@ from utils.files import atomic_path, refuse_existing
 
 Tensor = torch.Tensor
 
-COLUMNS = ("scan", "pattern", "acceleration", "method", *SCORES)
-SWEEP_COLUMNS = ("scan", "pattern", "acceleration", "method", "chosen", "PSNR of each λ")
+COLUMNS = ("scan", "pattern", "acceleration", "noise", "method", *SCORES)
+SWEEP_COLUMNS = ("scan", "pattern", "acceleration", "noise", "method", "chosen", "PSNR of each λ")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def optimization_unit(config: ml_collections.ConfigDict, operator: str | None = 
     def run(problem: Problem, seed: int, strength: float) -> tuple[Tensor, int]:
         job = Job.from_config(config, seed)
         ou = with_operator(job.ou, job.sampling.sampler)
-        return problem.finished(run_optimization_unit(problem, ou, seed).image), 0
+        return problem.finished(run_optimization_unit(problem, ou, seed, CHECK_STEPS).image), 0
 
     return Method(run)
 

@@ -2,7 +2,7 @@
 
 import argparse
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -35,6 +35,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--maps", help="coil maps: walsh, espirit or a file (default: chosen by the mask)")
     parser.add_argument("--pattern", type=words, default=["uniform"], help=f"of {', '.join(PATTERNS)}")
     parser.add_argument("--acceleration", type=numbers(float), default=[4.0], help="R before the ACS (default 4)")
+    parser.add_argument(
+        "--noise", type=numbers(float), default=[0.0],
+        help="noise to add and to tell, σ of a complex sample over the brightest pixel (default 0)",
+    )  # fmt: skip
     parser.add_argument("--acs", type=int, help="central lines (default: the configuration's)")
     parser.add_argument("--size", type=int, help="pixels; crops a file's k-space to its centre")
     parser.add_argument("--frames", type=int, help="frames; an image file with fewer repeats its cycle")
@@ -118,10 +122,12 @@ class Case:
     source: Path | int | str  # a file, the seed of an embedded heart, or `phantom<seed>`
     pattern: str
     acceleration: float
+    noise: float = 0.0  # to add: σ of a complex sample over the brightest pixel
 
     def columns(self, scan: str) -> dict[str, str]:
         """What identifies the case in a table."""
-        return {"scan": scan, "pattern": self.pattern, "acceleration": f"{self.acceleration:g}"}
+        return {"scan": scan, "pattern": self.pattern, "acceleration": f"{self.acceleration:g}",
+                "noise": f"{self.noise:g}"}  # fmt: skip
 
     def acquire(self, config: ml_collections.ConfigDict, seed: int) -> tuple[Job, Scan, Reference]:
         """The scan with the mask and phase of `seed`, its reference, and the settings of this case.
@@ -141,7 +147,18 @@ class Case:
                 f"{self.source} is under-sampled k-space and has no reference to score against; give fully sampled "
                 "data, or reconstruct it with PCsampling_demo_svd.py."
             )
-        return job, scan, reference
+        return job, self._with_noise(scan, reference, seed), reference
+
+    def _with_noise(self, scan: Scan, reference: Reference, seed: int) -> Scan:
+        if not self.noise:
+            return scan
+        if reference.image is None or scan.noise_samples is not None:
+            raise InputError(f"--noise: {scan.name} has noise of its own; leave it out for this scan.")
+        level = self.noise * reference.image.abs().max().item()
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.view_as_complex(torch.randn(*scan.kspace.shape, 2, generator=generator)) / 2**0.5
+        kspace = torch.where(scan.mask[:, None], scan.kspace + level * noise, 0)
+        return replace(scan, kspace=kspace, noise_std=level)
 
     def measure(self, config: ml_collections.ConfigDict, seed: int, device: str = "cpu") -> Measured:
         """The scan as `acquire` gives it, prepared on `device`; raises as `acquire` does."""
@@ -167,12 +184,14 @@ def cases(flags: argparse.Namespace, config: ml_collections.ConfigDict) -> list[
         for the first that cannot be measured.
     """
     paths = [path for text in flags.data for path in words(text)]
+    if any(noise < 0 for noise in flags.noise):
+        raise InputError("--noise is 0 or above.")
     if any(seed < 0 for seed in (*flags.hearts, *flags.phantoms, *flags.seeds)):
         raise InputError("--hearts, --phantoms and --seeds are whole numbers of 0 or above.")
     sources: list[Path | int | str] = [file for path in paths for file in scan_files(path)]
     sources += [*flags.hearts, *(f"phantom{seed}" for seed in flags.phantoms)]
     sources = sources or [0]
-    found = [Case(*choice) for choice in product(sources, flags.pattern, flags.acceleration)]
+    found = [Case(*choice) for choice in product(sources, flags.pattern, flags.acceleration, flags.noise)]
     if not found or not flags.seeds:
         raise InputError("nothing to measure: give at least one scan, pattern, acceleration and seed.")
     names = {case.measure(config, seed).name for case in found for seed in flags.seeds}

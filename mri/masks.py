@@ -130,7 +130,10 @@ def fit_mask(mask: Tensor, shape: tuple[int, int, int], name: str = "the mask") 
     mask = mask.expand(*shape).contiguous()
     empty = (~mask.flatten(1).any(dim=1)).nonzero().flatten().tolist()
     if empty:
-        raise InputError(f"{name}: frame {empty[0]} has no sample; every frame needs at least one line.")
+        raise InputError(
+            f"{name}: frame {empty[0]} (counting from 0) has no sample; every frame needs at least one line: leave "
+            "that frame out of scan and mask."
+        )
     return mask
 
 

@@ -109,6 +109,8 @@ class Problem:
 DOUBTFUL_MAPS, WRONG_MAPS = 0.06, 0.2
 SPIKE, MOST_SPIKES = 10.0, 20  # times the largest sample within 3 samples, of any frame; replaced at most
 NO_SPIKE = 4  # samples around DC, where the signal itself peaks
+FEW_LINES, OFF_CENTRE = 0.5, 2  # share of the median; samples
+HARDLY_ANY = 3  # peak SNR
 NOISE_EXCESS = 1.5  # given σ over the estimate at the edge of k-space, which signal raises but nothing lowers
 
 
@@ -125,7 +127,7 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     settings = settings or PrepareSettings()
     scan, notes, alive = _without_dead_coils(scan)
     scan, more = _without_spikes(scan)
-    notes += more
+    notes += more + remarks(scan)
     turned = lines_along_rows(scan.mask) is not scan.mask
     if turned:
         scan = scan.turned()
@@ -155,6 +157,10 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         notes.append(
             f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}"
         )
+        if scale < HARDLY_ANY * noise_std:
+            notes.append(
+                "warning: the noise is as strong as the image; what is left of it is hardly more than its temporal mean"
+            )
     else:
         notes.append("noise: none")
     return Problem(
@@ -196,6 +202,29 @@ def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str], Tensor]:
     plural = "s" if len(dead) > 1 else ""
     has, are = ("have", "are") if plural else ("has", "is")
     return scan, [f"coil{plural} {names} (counting from 0) {has} no signal and {are} left out"], alive.cpu()
+
+
+def remarks(scan: Scan) -> list[str]:
+    """What is unusual in the sampling of a scan with lines along kx, and does not stop a reconstruction."""
+    found = []
+    mask, power = scan.mask, scan.kspace.abs().square().sum(dim=1)
+    _, height, width = mask.shape
+    lines = mask.any(dim=-1).sum(dim=1)
+    for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
+        found.append(f"frame {frame} (counting from 0) has {lines[frame]} lines, and most frames {lines.median()}")
+    never = int((~mask.any(dim=-1).any(dim=0)).sum())
+    if never:
+        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?); low rank completes them")
+    mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+    row, column = divmod(int(mean.argmax()), width)
+    if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
+        found.append(
+            f"the largest sample of k-space is at row {row}, column {column}, and not near its centre {height // 2}, "
+            f"{width // 2}: the image has a phase ramp"
+        )
+    same = (scan.kspace[1:] == scan.kspace[:-1]).flatten(1).all(dim=1).nonzero().flatten().tolist()
+    found += [f"warning: frames {frame} and {frame + 1} (counting from 0) are equal bit for bit" for frame in same]
+    return found
 
 
 def _without_spikes(scan: Scan) -> tuple[Scan, list[str]]:

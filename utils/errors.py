@@ -17,6 +17,7 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
     What the operating system refuses (no permission, no space, no folder) is bad input too. A request to end
     (SIGTERM) unwinds as Ctrl-C does, so that no temporary file stays.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on Ctrl-C unwinds, see `utils.interrupt`
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         job()

@@ -165,3 +165,26 @@ def test_columns_are_turned_into_rows_and_back():
     image = one.view_sharing()
     assert torch.allclose(turned.finished(turned.view_sharing()), one.finished(image).mT, atol=1e-4)
     assert torch.allclose(turned.finished_maps(), one.finished_maps().mT, atol=1e-4)
+
+
+def test_what_is_unusual_is_said():
+    """A frame of one line, lines of no frame, a peak off the centre, equal frames; nothing of an ordinary scan."""
+    image, mask = make_phantom(8, 64, 0), make_mask("uniform", (8, 64, 64), 4, 8)
+    kspace = fft2c(image)
+
+    def said(kspace, mask):
+        return "\n".join(prepare(Scan.from_arrays(kspace, mask)).notes)
+
+    assert said(kspace, mask).startswith("noise")
+    few = mask.clone()
+    few[5] = False
+    few[5, 32] = True
+    assert "frame 5 (counting from 0) has 1 lines" in said(kspace, few)
+    assert "16 of 64 lines are sampled in no frame" in said(kspace, mask & (torch.arange(64) >= 16)[:, None])
+    assert "at row 37, column 29" in said(torch.roll(kspace, (5, -3), (1, 2)), torch.roll(mask, 5, 1))
+    still = kspace.clone()
+    still[3], same = still[2], mask.clone()
+    same[3] = same[2]
+    assert "frames 2 and 3 (counting from 0) are equal" in said(still, same)
+    noise = torch.randn(8, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    assert "noise is as strong as the image" in said(kspace + noise, mask)

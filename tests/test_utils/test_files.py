@@ -1,3 +1,7 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from utils.errors import InputError, exit_on_input_error
@@ -56,3 +60,9 @@ def test_one_sentence_and_an_exit_code(error, code, words, capsys):
         exit_on_input_error(job)
     assert ended.value.code == code
     assert words in capsys.readouterr().err
+
+
+def test_ctrl_c_while_importing_is_one_sentence():
+    code = "import utils.interrupt, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.strip() == "interrupted: nothing was begun."
