@@ -55,7 +55,7 @@ REMOVED = {
     "ou.hard": "hard thresholds of llr lost in every table",
     "ou.motion_patch": "patches of several sizes are used in turn; ou.motion_patches names them",
     "ou.motion_taken": "the noise level of the scan ends the steps; ou.motion_steps sets their number",
-    "ou.motion_first": "it is a constant of the optimization unit now, 0.05",
+    "ou.motion_first": "the share of samples decides it",
     "ou.motion_last": "the noise level of the scan decides it; give --noise_std",
     "ou.noise_floor": "it is a constant of the optimization unit now, 0.0004",
     "ou.anneal": "it is a constant of the optimization unit now, 4",

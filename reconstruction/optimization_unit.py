@@ -21,8 +21,10 @@ Tensor = torch.Tensor
 
 ANNEAL = 4.0  # llr: the threshold begins this many times larger
 LLR_FLOOR = 0.0004  # llr: noise per pixel, in units of the scan's scale
-FIRST = 0.05  # motion: noise per pixel of the first step, in units of the scan's scale
-FLOOR = 0.0005  # motion: of the last step without any noise
+# motion: noise per pixel of the first step, in units of the scan's scale, for masks with FIRST_SHARE of all samples and
+# more; with fewer it grows as their inverse square, as the aliasing of the start does, up to MOST_FIRST
+FIRST, FIRST_SHARE, MOST_FIRST = 0.05, 0.3, 0.1
+FLOOR = 0.001  # motion: of the last step without any noise
 STEPS_PER_ACCELERATION, FEWEST_STEPS, MOST_STEPS = 12, 24, 80  # motion: missing samples converge the slower, the more
 # motion: the last noise level, in units of σ √(measured share), the noise of images that agree with the samples;
 # less where σ is an upper bound, and still less for noise that simulated images bring along, which counts as signal
@@ -124,7 +126,8 @@ def schedule_for(share: float, noise: float = 0.0, steps: int = 0) -> Schedule:
     if not steps:
         steps = round(min(max(STEPS_PER_ACCELERATION / share, FEWEST_STEPS), MOST_STEPS))
     last = max(FLOOR, noise)
-    return Schedule(max(FIRST, 2 * last), last, steps)
+    first = min(FIRST * max(1.0, FIRST_SHARE / share) ** 2, MOST_FIRST)
+    return Schedule(max(first, 2 * last), last, steps)
 
 
 def put_back(problem: Problem) -> float:
