@@ -293,7 +293,8 @@ def _white_coils(
         f"{scan.coils} coils compressed to {len(matrix)} virtual coils retaining {compressed.energy:.1%} of the signal "
         "energy"
     )
-    notes.append("|image|: root sum of squares of the whitened coils times their mean noise")
+    kind = "coils" if scan.noise_samples is None else "pre-whitened coils, rescaled"
+    notes.append(f"image intensity: root sum of squares of the {kind}, in input units")
     if maps is not None:
         maps = coils.apply_matrix(matrix, maps, axis=0)
     return replace(scan, kspace=kspace, coil_maps=maps), matrix, noise_std, noise_std is not None, notes
