@@ -32,7 +32,7 @@ def test_scores_over_seeds_are_those_of_all_frames():
 
 
 def test_gains_compare_rows_that_differ_in_one_stage():
-    group = {"scan": "s", "pattern": "radial", "acceleration": "4", "noise": "0", "sampler": "published", "stages": "GM"}
+    group = {"scan": "s", "pattern": "p", "acceleration": "4", "noise": "0", "sampler": "published", "stages": "GM"}
     stages = (("zero_filled", "no", 1.0), ("pseudo_reference", "no", 3.0), ("pseudo_reference", "yes", 7.0))
     rows = [{**group, "start": start, "ou": ou, "psnr": psnr} for start, ou, psnr in stages]
     assert ablation.gains(rows, "ou", "yes", "no") == [4.0]
