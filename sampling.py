@@ -234,7 +234,7 @@ def reconstruct_problem(
     result = _start(problem, ou, sampling, seed)
     start_seconds = time.perf_counter() - begun
     unit = OptimizationUnit(result.settings, seed)
-    after_motion = unit.operator == "motion" and ou.after != "never"
+    after_motion = unit.operator == "motion" and ou.after != "never" and not result.is_start
     if after_motion:
         priors = [prior.after_motion or prior for prior in priors]
     notes = list(problem.notes)
@@ -262,7 +262,7 @@ def reconstruct_problem(
             if sampling.samples:
                 left = schedule.remaining_error(priors)
                 last = partial(_denoise, priors[-1], A, periodic)
-                deviation = error_map(x, A, left, last, sampling.samples, generator, noise_left(problem))
+                deviation = error_map(x, A, left, last, sampling.samples, generator, noise_left(problem, after_motion))
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order)]
         notes += report_notes(problem, result, without)

@@ -1,6 +1,8 @@
 """Context channels: what a prior sees besides the noisy frame, from other frames and from the measured samples."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -42,8 +44,8 @@ class Context:
     near: bool = False
 
     @classmethod
-    def from_config(cls, fields) -> "Context":
-        """From a mapping of the attributes, such as a checkpoint's metadata or a part of a configuration."""
+    def from_mapping(cls, fields: Mapping[str, Any]) -> "Context":
+        """From a mapping of the attributes, as the metadata of a checkpoint hold it."""
         return cls(tuple(fields["offsets"]), *(bool(fields[name]) for name in ("mean", "merge", "own", "near")))
 
     def to_dict(self) -> dict:

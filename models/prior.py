@@ -144,7 +144,7 @@ def load_prior(
         network, metadata = load_model(path)
         try:
             weight = KspaceWeight(**metadata["weight"])
-            context = Context.from_config(metadata["context"]) if "context" in metadata else None
+            context = Context.from_mapping(metadata["context"]) if "context" in metadata else None
             if context is not None:  # of one step, as of several
                 losses = metadata["loss"] if isinstance(metadata["loss"], list) else [metadata["loss"]]
                 shares = tuple(loss**0.5 for loss in losses)

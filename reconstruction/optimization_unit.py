@@ -140,10 +140,10 @@ def put_back(problem: Problem) -> float:
     return share if problem.noise_known else max(share, PUT_BACK_ESTIMATED)
 
 
-def noise_left(problem: Problem) -> float:
-    """σ per pixel of the noise that the result of `motion` keeps with the samples that are put back."""
+def noise_left(problem: Problem, along_motion: bool) -> float:
+    """σ per pixel of the noise that a result keeps with the samples that are put back: all, but along the motion."""
     share = problem.model.mask.double().mean().item()
-    return put_back(problem) * problem.noise_std * math.sqrt(share)
+    return (put_back(problem) if along_motion else 1.0) * problem.noise_std * math.sqrt(share)
 
 
 def expected_seconds(problem: Problem, settings: OUSettings) -> float:

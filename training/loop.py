@@ -70,7 +70,7 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
     weights, own = other.state_dict(), network.state_dict()
     if not other.config["temporal"]:
         weights.update({name: value for name, value in own.items() if ".temporal." in name})
-    theirs = ["frame", *Context.from_config(metadata["context"]).images] if "context" in metadata else ["frame"]
+    theirs = ["frame", *Context.from_mapping(metadata["context"]).images] if "context" in metadata else ["frame"]
     ours = ["frame", *(context.images if context else [])]
     if set(weights) == set(own) and set(ours) <= set(theirs):
         size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image

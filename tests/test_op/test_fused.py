@@ -381,10 +381,10 @@ def test_without_triton_all_but_its_own_module_works():
 
 COMPILE = """
 import sys
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from importlib import import_module
 from op import triton_kernels as kernels
+
+compiler, GPUTarget = import_module("triton.compiler"), import_module("triton.backends.compiler").GPUTarget
 
 TYPES = {"i32": "total C H W OH OW stride_n stride_c stride_y stride_x stride_p pad_y pad_x P G part parts per_image",
          "*fp32": "taps means squares mean rstd weight bias sums products constant linear scale",
@@ -401,8 +401,8 @@ for name, constants in {
 }.items():
     kernel = getattr(kernels, name)
     signature = {argument: types.get(argument, "constexpr") for argument in kernel.arg_names}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-    print(name, len(compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32)).asm["cubin"]) > 0)
+    source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    print(name, len(compiler.compile(source, target=GPUTarget("cuda", int(sys.argv[1]), 32)).asm["cubin"]) > 0)
 """
 
 

@@ -96,7 +96,7 @@ def test_context_images_add_up_and_wrap():
     assert max(part.abs().max() for part in parts[:4]) <= 10 + 1e-4
     rest = fft2c(image - parts[4] - parts[5]).abs() > 1e-4  # R = 3: own and both neighbours have every line
     assert not rest[1:-1].any() and rest[0].any()
-    assert Context.from_config(CONTEXT.to_dict()) == CONTEXT and Context().channels == 0
+    assert Context.from_mapping(CONTEXT.to_dict()) == CONTEXT and Context().channels == 0
     assert Context()(image, model, 0.5).shape == (6, 0, 64, 64)
 
 
