@@ -25,7 +25,7 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
         note += f", {schedule.steps} steps, noise level {schedule.first:.2g} to {schedule.last:.2g} of the scan's scale"
     if result.gain is None:
         return f"{note}; not compared with view sharing, because too few lines are sampled to hold some out"
-    note += f"; held-out squared error {_percent(-result.gain)} against view sharing"
+    note += f"; held-out squared error {_compared(result.gain)} view sharing"
     return note if result.settings.operator == ou.operator else f"{note} ({names[ou.operator]} does not lower it)"
 
 
@@ -37,13 +37,13 @@ def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> 
     assert result.start_without is not None
     share = improvement(problem.model, problem.measured, held, result.start_without, without, problem.noise_std).share
     return [
-        f"quality without a reference: squared error {_percent(-share)} against view sharing at {held.sum()} samples "
+        f"quality without a reference: squared error {_compared(share)} view sharing at {held.sum()} samples "
         "that were used for nothing else"
     ]
 
 
-def _percent(change: float) -> str:
-    return f"{100 * change:+.0f} %".replace("-", "−")
+def _compared(removed: float) -> str:
+    return f"{abs(removed):.0%} {'below' if removed >= 0 else 'above'}"
 
 
 def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
@@ -57,8 +57,8 @@ def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
         f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
-    change = (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2 - 1
-    return f"priors: {each}; held-out squared error {_percent(change)}"
+    removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2
+    return f"priors: {each}; held-out squared error {_compared(removed)} the optimization unit"
 
 
 def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:

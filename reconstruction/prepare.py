@@ -127,7 +127,7 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     settings = settings or PrepareSettings()
     scan, notes, alive = _without_dead_coils(scan)
     scan, more = _without_spikes(scan)
-    notes += more + remarks(scan)
+    notes += more + _remarks(scan)
     turned = lines_along_rows(scan.mask) is not scan.mask
     if turned:
         scan = scan.turned()
@@ -153,13 +153,13 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         )
     if noise_std:
         sampled = scan.noise_samples is not None and scan.noise_std is None
-        origin = "from noise samples" if sampled else "as given" if known else "estimated from outer k-space: at most"
+        origin = "from noise samples" if sampled else "as given" if known else "estimated from the scan, an upper bound"
         notes.append(
             f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}"
         )
         if scale < HARDLY_ANY * noise_std:
             notes.append(
-                "warning: the noise is as strong as the image; what is left of it is hardly more than its temporal mean"
+                f"warning: the peak SNR is below {HARDLY_ANY}; expect little more than the temporal mean of the images"
             )
     else:
         notes.append("noise: none")
@@ -204,26 +204,26 @@ def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str], Tensor]:
     return scan, [f"coil{plural} {names} (counting from 0) {has} no signal and {are} left out"], alive.cpu()
 
 
-def remarks(scan: Scan) -> list[str]:
+def _remarks(scan: Scan) -> list[str]:
     """What is unusual in the sampling of a scan with lines along kx, and does not stop a reconstruction."""
     found = []
     mask, power = scan.mask, scan.kspace.abs().square().sum(dim=1)
     _, height, width = mask.shape
     lines = mask.any(dim=-1).sum(dim=1)
     for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
-        found.append(f"frame {frame} (counting from 0) has {lines[frame]} lines, and most frames {lines.median()}")
+        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} of the usual {lines.median()} lines")
     never = int((~mask.any(dim=-1).any(dim=0)).sum())
     if never:
-        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?); low rank completes them")
+        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by low rank")
     mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     row, column = divmod(int(mean.argmax()), width)
     if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
         found.append(
-            f"the largest sample of k-space is at row {row}, column {column}, and not near its centre {height // 2}, "
-            f"{width // 2}: the image has a phase ramp"
+            f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a linear "
+            "phase of the image); this is allowed for"
         )
     same = (scan.kspace[1:] == scan.kspace[:-1]).flatten(1).all(dim=1).nonzero().flatten().tolist()
-    found += [f"warning: frames {frame} and {frame + 1} (counting from 0) are equal bit for bit" for frame in same]
+    found += [f"warning: frames {frame} and {frame + 1} (counting from 0) are identical; one may be a copy" for frame in same]
     return found
 
 
@@ -325,7 +325,7 @@ def _given_maps(given: Tensor, images: Tensor, name: str) -> tuple[Tensor, str]:
     if share:
         note += f"; estimated from the scan at the {share:.0%} of the pixels where they are zero"
     if excess > DOUBTFUL_MAPS:
-        note = f"warning: the coil maps hardly fit this scan: {compared}. Omit --maps to estimate them.\n{note}"
+        note = f"warning: the coil maps fit this scan poorly: {compared}. Omit --maps to estimate them.\n{note}"
     return coils.with_smooth_phase(maps, images.abs().square().sum(dim=0)), note
 
 

@@ -122,7 +122,7 @@ def test_reconstruction_says_what_was_chosen(problem, truth, context_priors):
     unit = run_optimization_unit(problem, SHORT)
     assert torch.equal(result.start, problem.finished(unit.image)) and result.start_seconds > 0
     assert result.settings["config"]["ou"]["operator"] == "motion"
-    assert any("along the motion, 10 steps" in note and "against view sharing" in note for note in result.notes)
+    assert any("along the motion, 10 steps" in note and "view sharing" in note for note in result.notes)
     assert any("used for nothing else" in note for note in result.notes)
     without = reconstruct_problem(problem, models, replace(SHORT, operator="llr"), CASCADE)
     assert any("optimization unit: locally low rank; held-out" in note for note in without.notes)

@@ -109,7 +109,7 @@ def test_maps_that_do_not_fit():
         with pytest.raises(InputError, match=words):
             prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=maps))
     notes = prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=torch.roll(found.maps, 3, 2))).notes
-    assert any("warning: the coil maps hardly fit" in note for note in notes)
+    assert any("warning: the coil maps fit this scan poorly" in note for note in notes)
     given = prepare(Scan.from_arrays(scan.kspace, scan.mask, coil_maps=3 * found.maps))
     assert "as given" in "\n".join(given.notes) and "warning" not in "\n".join(given.notes)
     norm = given.model.maps.abs().square().sum(0)
@@ -179,12 +179,12 @@ def test_what_is_unusual_is_said():
     few = mask.clone()
     few[5] = False
     few[5, 32] = True
-    assert "frame 5 (counting from 0) has 1 lines" in said(kspace, few)
+    assert "frame 5 (counting from 0) has only 1 of the usual" in said(kspace, few)
     assert "16 of 64 lines are sampled in no frame" in said(kspace, mask & (torch.arange(64) >= 16)[:, None])
     assert "at row 37, column 29" in said(torch.roll(kspace, (5, -3), (1, 2)), torch.roll(mask, 5, 1))
     still = kspace.clone()
     still[3], same = still[2], mask.clone()
     same[3] = same[2]
-    assert "frames 2 and 3 (counting from 0) are equal" in said(still, same)
+    assert "frames 2 and 3 (counting from 0) are identical" in said(still, same)
     noise = torch.randn(8, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    assert "noise is as strong as the image" in said(kspace + noise, mask)
+    assert "the peak SNR is below 3" in said(kspace + noise, mask)
