@@ -211,16 +211,18 @@ def _remarks(scan: Scan) -> list[str]:
     _, height, width = mask.shape
     lines = mask.any(dim=-1).sum(dim=1)
     for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
-        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} of the usual {lines.median()} lines")
+        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} of the usual "
+                     f"{lines.median()} lines")  # fmt: skip
     never = int((~mask.any(dim=-1).any(dim=0)).sum())
     if never:
-        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by low rank")
+        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by "
+                     "low rank")  # fmt: skip
     mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     row, column = divmod(int(mean.argmax()), width)
     if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
         found.append(
-            f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a linear "
-            "phase of the image); this is allowed for"
+            f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
+            "linear phase of the image); this is allowed for"
         )
     same = (scan.kspace[1:] == scan.kspace[:-1]).flatten(1).all(dim=1).nonzero().flatten().tolist()
     found += [f"warning: frames {frame} and {frame + 1} (counting from 0) are identical; one may be a copy" for frame in same]
