@@ -225,7 +225,8 @@ def _remarks(scan: Scan) -> list[str]:
             "linear phase of the image); this is allowed for"
         )
     same = (scan.kspace[1:] == scan.kspace[:-1]).flatten(1).all(dim=1).nonzero().flatten().tolist()
-    found += [f"warning: frames {frame} and {frame + 1} (counting from 0) are identical; one may be a copy" for frame in same]
+    for frame in same:
+        found.append(f"warning: frames {frame} and {frame + 1} (counting from 0) are identical; one may be a copy")
     return found
 
 
