@@ -9,6 +9,8 @@ import torch
 
 from losses import PreparedScene
 from mri.fourier import fft2c, ifft2c
+from mri.phantom import make_phantom
+from mri.scenes import SMALLEST, Draw, make_scene
 from mri.weighting import KspaceWeight, to_channels
 
 Tensor = torch.Tensor
@@ -17,6 +19,7 @@ MAX_GAIN = 1.25  # augmentation: image gain between 1/MAX_GAIN and MAX_GAIN
 MAX_SHIFT = 8  # augmentation: circular image shift, pixels
 SIGMA_JITTER = 0.25  # standard deviation of log σ as the network is given it
 ERROR_GAIN = 1.25  # σ given to the network in units of an error that is estimated, as in `reconstruction.calibration`
+GAINS = (0.5, 1.25)  # of clean scenes: the scale of a scan is a percentile of its temporal mean, not its maximum
 PARTIAL_SHARE = 0.25  # of the synthetic scenes that have part of the error
 NOISY_SHARE = 0.15  # of the synthetic scenes that have Gaussian noise in place of part of the error
 
@@ -186,3 +189,81 @@ def augment_scene(scene: PreparedScene, generator: torch.Generator) -> PreparedS
     factor = torch.polar(torch.full((height,), MAX_GAIN ** (2 * numbers[5] - 1)), angle)[:, None]
     moved = [tensor * factor if tensor.is_complex() else torch.roll(tensor, rows, -2) for tensor in tensors]
     return replace(scene, **dict(zip(names, moved, strict=True)), maps=maps)
+
+
+class NoisyScenes(NamedTuple):
+    """Whole scenes, one after the other, and what they are with noise."""
+
+    noisy: Tensor  # complex (frames, height, width)
+    clean: Tensor  # same shape
+    sigma: Tensor  # (frames,): of the noise, per real channel
+    place: Tensor  # int64 (frames,): of a frame in its scene; 0 begins a scene
+    periodic: Tensor  # bool (frames,)
+
+    def scenes(self) -> list["NoisyScenes"]:
+        """Each scene of the batch."""
+        firsts = (self.place == 0).nonzero().flatten().tolist()
+        bounds = zip(firsts, [*firsts[1:], len(self.place)], strict=True)
+        return [NoisyScenes(*(tensor[first:end] for tensor in self)) for first, end in bounds]
+
+
+class CleanScenes:
+    """Clean moving scenes of unit scale with noise on top: drawn anew each time, or cut from a user's own images.
+
+    The noise of a scene is white, or, half of the time, it is on some lines of k-space alone, others in every frame, as
+    the errors of an under-sampled scan are. σ is drawn log-uniformly.
+
+    Parameters
+    ----------
+    images
+        complex `(frames, height, width)` of unit scale, and whether they are periodic; empty: scenes of `mri.scenes`.
+    frames, crop
+        most frames, and pixels of a side, of what is drawn.
+    sigmas
+        smallest and largest σ, per real channel.
+    """
+
+    def __init__(
+        self, images: Sequence[tuple[Tensor, bool]], frames: int, crop: int, sigmas: tuple[float, float]
+    ) -> None:
+        self.images, self.frames, self.crop, self.sigmas = images, frames, crop, sigmas
+
+    def draw(self, generator: torch.Generator) -> NoisyScenes:
+        """One scene."""
+        number = int(torch.randint(2**31, (), generator=generator))
+        draw = Draw(number)
+        image, periodic = self._clean(draw, number)
+        image = image * torch.polar(torch.tensor(draw.log_uniform(*GAINS)), torch.tensor(draw.uniform(0, 2 * torch.pi)))
+        sigma = draw.log_uniform(*self.sigmas)
+        noise = torch.view_as_complex(draw.normal(*image.shape, 2))
+        if draw.coin(0.5):
+            share = draw.log_uniform(0.15, 0.9)
+            lines = torch.rand(len(image), image.shape[1], 1, generator=draw.generator) < share
+            lines = lines if draw.coin(0.5) else lines.mT
+            noise = ifft2c(torch.where(lines, fft2c(noise), 0)) / share**0.5
+        count = len(image)
+        return NoisyScenes(
+            image + sigma * noise, image, torch.full((count,), sigma), torch.arange(count),
+            torch.full((count,), periodic),
+        )  # fmt: skip
+
+    def _clean(self, draw: Draw, number: int) -> tuple[Tensor, bool]:
+        """A part of a scene, flipped and turned at random: `(frames, height, width)`."""
+        if self.images:
+            image, periodic = draw.choice(self.images)
+        else:
+            frames = draw.choice([n for n in (6, 8, 12, 16, 16, 16) if n <= self.frames] or [self.frames])
+            size = 2 * draw.integer(max(self.crop, SMALLEST) // 2, 80)
+            if draw.coin(0.125):  # a heart; no test uses seeds from 1000
+                image, periodic = make_phantom(frames, size, 1000 + number).to(torch.complex64), True
+                image = image / image.abs().max()
+            else:
+                image, periodic = make_scene(frames, size, size, number)
+        count, height, width = (min(n, most) for n, most in zip(image.shape, (self.frames, self.crop, self.crop),
+                                                                strict=True))  # fmt: skip
+        first = draw.integer(0, image.shape[0] - count)
+        top, left = draw.integer(0, image.shape[1] - height), draw.integer(0, image.shape[2] - width)
+        part = image[first : first + count, top : top + height, left : left + width]
+        flips = [axis for axis in range(3) if draw.coin(0.5)]
+        part = part.flip(flips) if flips else part
+        return (part.mT if height == width and draw.coin(0.5) else part).contiguous(), periodic and count == len(image)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from models.completion import STEP_SHARE, State, denoise_consistently
+from models.completion import STEP_SHARE, State, denoise_consistently, tweedie_changes
 from models.context import Context
 from models.precision import Score
 from mri.fourier import fft2c
@@ -50,6 +50,28 @@ def dsm_loss(score: Score, batch: NoisyBatch) -> Tensor:
     level = batch.sigma[:, None, None, None]
     noisy = (batch.x + level * batch.z).contiguous(memory_format=torch.channels_last)
     return (level * score(noisy, batch.sigma) + batch.z).square().sum()
+
+
+def scene_loss(score: Score, states: Sequence[State], clean: Sequence[Tensor], sigmas: Sequence[float],
+               context: Context) -> Tensor:
+    """`dsm_loss` of images with their neighbours: Σ ‖D(x; σ) − x₀‖²/σ², where D(x; σ) = x + σ² s(x; σ).
+
+    Parameters
+    ----------
+    states
+        noisy scenes x of unit scale.
+    clean
+        x₀ of each, complex `(frames, height, width)`.
+    sigmas
+        of each, per real channel.
+    """
+    losses = []
+    for shape in dict.fromkeys(state.image.shape[1:] for state in states):  # those of one size share a pass
+        own = [i for i, state in enumerate(states) if state.image.shape[1:] == shape]
+        changes = tweedie_changes(score, [states[i] for i in own], context, [sigmas[i] for i in own])
+        errors = [(states[i].image + change - clean[i]) / sigmas[i] for i, change in zip(own, changes, strict=True)]
+        losses += [torch.view_as_real(error).square().sum() for error in errors]
+    return torch.stack(losses).sum()
 
 
 @dataclass(frozen=True)

@@ -42,16 +42,16 @@ def denoise_consistently(
     for shape in dict.fromkeys(shapes):  # scans of one size share a network pass
         numbers = [i for i, own in enumerate(shapes) if own == shape]
         own = [states[i] for i in numbers]
-        changes = _changes(score, own, context, [sigmas[i] for i in numbers], lowest)
+        changes = tweedie_changes(score, own, context, [sigmas[i] for i in numbers], lowest)
         for i, change in zip(numbers, changes, strict=True):
             found[i] = states[i]._replace(image=states[i].image + states[i].model.unmeasured(change))
     return found
 
 
-def _changes(
-    score: Score, states: Sequence[State], context: Context, sigmas: Sequence[float], lowest: float
+def tweedie_changes(
+    score: Score, states: Sequence[State], context: Context, sigmas: Sequence[float], lowest: float = 0.0
 ) -> Sequence[Tensor]:
-    """σ² s(x, σ) of scans of one size, as images."""
+    """σ² s(x, σ) of scans of one size, as images: Tweedie's mean of the clean image less the noisy one."""
     channels, indices, levels, first = [], [], [], 0
     for (image, model, periodic), sigma in zip(states, sigmas, strict=True):
         level = max(sigma, lowest)

@@ -13,14 +13,15 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from datasets import PseudoReferenceFrames, SceneBatch, SceneFrames
-from losses import NoisyBatch, PreparedScene, completion_loss, completion_size, draw_noise, dsm_loss
-from models.completion import denoise_consistently
+from datasets import CleanScenes, NoisyScenes, PseudoReferenceFrames, SceneBatch, SceneFrames
+from losses import NoisyBatch, PreparedScene, completion_loss, completion_size, draw_noise, dsm_loss, scene_loss
+from models.completion import State, denoise_consistently, tweedie_changes
 from models.context import Context
 from models.precision import Score
 from models.prior import load_prior
 from mri.formats import sha256
 from mri.fourier import ifft2c
+from mri.operators import ForwardModel
 from mri.weighting import KspaceWeight, from_channels
 from sde_lib import VESDE
 from training.processes import ALONE, Processes
@@ -28,6 +29,7 @@ from training.scene_files import (
     advance_scenes,
     advanced_file,
     draw_scenes,
+    own_images,
     pseudo_reference_file,
     scene_file,
     self_supervised_file,
@@ -165,6 +167,63 @@ class Completion(Objective):
         return "truth, start, denoised, errors x 10", torch.cat(rows)[None].clamp(0, 1).cpu()
 
 
+class SceneDenoising(Objective):
+    """The score of clean moving scenes, images with their neighbours: what an image looks like, whatever the scan.
+
+    Parameters
+    ----------
+    images
+        what is learned from, see `datasets.CleanScenes`; empty: synthetic scenes without end.
+    """
+
+    def __init__(self, settings: RunSettings, images: Sequence[tuple[Tensor, bool]], name: str) -> None:
+        training, model = settings.training, settings.model
+        self.name, self.frames_per_draw = name, frames_per_draw(training)
+        self.context = settings.context.of_scenes(name)
+        crop = training.columns or model.image_size
+        self.data = CleanScenes(images, self.frames_per_draw, crop, (model.sigma_min, model.sigma_max))
+
+    def draw(self, generator: torch.Generator) -> NoisyScenes:
+        return self.data.draw(generator)
+
+    def loss(self, score: Score, batch: NoisyScenes) -> Tensor:
+        scenes = batch.scenes()
+        states = [State(one.noisy, _unmeasured(one.noisy), bool(one.periodic[0])) for one in scenes]
+        sigmas = [float(one.sigma[0]) for one in scenes]
+        return scene_loss(score, states, [one.clean for one in scenes], sigmas, self.context)[None]
+
+    def size(self, batch: NoisyScenes) -> float:
+        return 2 * batch.clean.numel()
+
+    def metadata(self) -> dict:
+        plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
+        return {"weight": plain.to_dict(), "objective": "scenes", "context": self.context.to_dict()}
+
+    @torch.no_grad()
+    def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
+        """The first frame of three scenes: clean, noisy, denoised, and the error that is left × 5: `(1, H, W)`."""
+        rows = []
+        for seed in range(3):
+            draw = self.draw(torch.Generator().manual_seed(seed))
+            (one,) = NoisyScenes(*(tensor.to(device) for tensor in draw)).scenes()
+            state = State(one.noisy, _unmeasured(one.noisy), bool(one.periodic[0]))
+            (change,) = tweedie_changes(score, [state], self.context, [float(one.sigma[0])])
+            images = (one.clean[0], one.noisy[0], one.noisy[0] + change[0])
+            tiles = [*(image.abs() for image in images), 5 * (images[2] - images[0]).abs()]
+            rows.append(torch.cat([pad_to(tile, self.data.crop) for tile in tiles], dim=1))
+        return "clean, noisy, denoised, error x 5", torch.cat(rows)[None].clamp(0, 1).cpu()
+
+
+def _unmeasured(image: Tensor) -> ForwardModel:
+    """The forward model of a scene that nothing was measured of."""
+    return ForwardModel.of_one_coil(torch.zeros(image.shape, dtype=torch.bool, device=image.device))
+
+
+def pad_to(image: Tensor, size: int) -> Tensor:
+    """An image with zeros to the right and below, up to `size`."""
+    return torch.nn.functional.pad(image, (0, size - image.shape[1], 0, size - image.shape[0]))
+
+
 Made = TypeVar("Made")
 
 
@@ -185,6 +244,8 @@ def make_objective(settings: RunSettings, workdir: Path, name: str, processes: P
     if training.objective == "dsm":
         path = made(lambda: pseudo_reference_file(settings, folder, name))
         return DenoisingScoreMatching(settings, open_frames(path), name)
+    if training.objective == "scenes":
+        return SceneDenoising(settings, own_images(settings) if settings.intake.data.path else [], name)
     gm = workdir / "global" / "model.safetensors"
     if name == "local" and not gm.is_file():
         raise InputError(f"{gm} is not there, and LM learns from what GM leaves; train --model=global first.")

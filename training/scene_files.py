@@ -101,6 +101,23 @@ def data_checksum(settings: RunSettings, sources: Sequence[Path | int], *parts: 
     return hashlib.sha256(json.dumps(plain(known), sort_keys=True).encode()).hexdigest()[:12]
 
 
+def own_images(settings: RunSettings) -> list[tuple[Tensor, bool]]:
+    """Images of the user's scans to learn from, of unit scale, and whether they are periodic.
+
+    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references: views shared between the
+    nearest frames.
+    """
+    found = []
+    for source in training_sources(settings.intake):
+        scan, reference = acquire(settings.intake, source)
+        problem = prepare(scan, settings.prepare)
+        image = problem.view_sharing() if reference is None else problem.reference_image(reference) / problem.scale
+        kind = "pseudo-references" if reference is None else "images"
+        tqdm.write(f"{scan.name}: {scan}\nlearns from its {kind}")
+        found.append((image.to(torch.complex64), problem.periodic))
+    return found
+
+
 # ------------------------------------------------------------------------------------ synthetic scenes
 
 

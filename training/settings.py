@@ -11,7 +11,7 @@ from reconstruction.settings import PRECISIONS, OUSettings, PrepareSettings
 from utils.errors import InputError
 from utils.settings import Settings, setting
 
-OBJECTIVES = ("dsm", "synthetic", "self_supervised")
+OBJECTIVES = ("dsm", "scenes", "synthetic", "self_supervised")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,10 @@ class ContextSettings(Settings):
             return Context(self.global_offsets, mean=True, merge=True, own=True, near=True)
         return Context(self.local_offsets, merge=True, own=True, near=True)
 
+    def of_scenes(self, name: str) -> Context:
+        """The same where images are learned, not what is missing of them."""
+        return Context(self.global_offsets, mean=True) if name == "global" else Context(self.local_offsets)
+
 
 @dataclass(frozen=True)
 class OptimSettings(Settings):
@@ -94,8 +98,8 @@ class TrainingSettings(Settings):
     part: ClassVar[str] = "training"
 
     objective: str = setting(
-        "dsm", "dsm: published, denoise merged frames; synthetic: moving scenes; self_supervised: samples held out of "
-        "the scans", choices=OBJECTIVES
+        "dsm", "dsm: published, denoise merged frames; scenes: denoise moving scenes, synthetic or of data.path; "
+        "synthetic: what the OU leaves of them; self_supervised: samples held out of the scans", choices=OBJECTIVES
     )  # fmt: skip
     batch_size: int = setting(4, "frames per step, of all processes and accumulated parts together", least=1)
     accumulation: int = setting(1, "gradient accumulation steps per process", least=1)
@@ -112,9 +116,9 @@ class TrainingSettings(Settings):
     ou: str = setting("llr", "synthetic, self_supervised with ou.operator=auto: OU whose artefacts are learned",
                       choices=("llr", "motion"))  # fmt: skip
     scenes: int = setting(2000, "synthetic: number of scenes", least=1)
-    scene_frames: int = setting(16, "synthetic, self_supervised: most frames of one scan in a batch", least=1)
-    columns: int = setting(48, "synthetic, self_supervised: image columns of a sample, for masks of lines; 0: all",
-                           least=0)  # fmt: skip
+    scene_frames: int = setting(16, "scenes, synthetic, self_supervised: most frames of one scan in a batch", least=1)
+    columns: int = setting(48, "synthetic, self_supervised: image columns of a sample, for masks of lines; scenes: side "
+                           "of a sample; 0: all", least=0)  # fmt: skip
     steps: int = setting(2, "synthetic, self_supervised: denoising steps per prior, in training and in use", least=1)
     splits: int = setting(8, "self_supervised: ways to hold out samples of each scan", least=1)
 
