@@ -78,7 +78,7 @@ def published_cascade(x, A, y, priors, sde, sampling, optimization_unit, generat
         complex `(frames, height, width)` of unit scale: the start.
     """
     sigmas = [0.0, *sde.discrete_sigmas().tolist()]  # 0: the level below σ_min
-    copies = torch.zeros(sampling.copies, len(x), 2, *x.shape[1:], device=x.device)
+    copies = torch.zeros(NOISE_COPIES, len(x), 2, *x.shape[1:], device=x.device)
     for i in range(len(sigmas) - 1, len(sigmas) - 1 - sampling.iterations, -1):
         sigma, sigma_next = sigmas[i], sigmas[i - 1]
         for prior in priors:
@@ -92,7 +92,7 @@ def published_cascade(x, A, y, priors, sde, sampling, optimization_unit, generat
             k = to_channels(prior.weight(fft2c(x)))
             g = torch.stack([prior.score(k + noise, sigma) for noise in copies]).mean(dim=0)
             z = torch.randn(copies.shape, generator=generator).to(k)
-            epsilon = 2 * (sampling.snr * _mean_norm(z.flatten(0, 1)) / _mean_norm(g)) ** 2
+            epsilon = 2 * (CORRECTOR_SNR * _mean_norm(z.flatten(0, 1)) / _mean_norm(g)) ** 2
             k = k + epsilon * g
             copies = torch.sqrt(2 * epsilon) * z
             x = A.projected(ifft2c(prior.weight.inverse(from_channels(k))), y)
@@ -102,6 +102,7 @@ def published_cascade(x, A, y, priors, sde, sampling, optimization_unit, generat
     return x
 
 
+CORRECTOR_SNR, NOISE_COPIES = 0.075, 3  # published: r of the Langevin corrector; noise copies that share a step
 FEWEST_FRAMES = 5  # with fewer, frames are repeated as neighbours
 
 
@@ -247,7 +248,7 @@ def reconstruct_problem(
             known = priors[0].network.config
             sde = VESDE(known["sigma_min"], known["sigma_max"], sampling.num_scales)
             x = published_cascade(x, A, y, priors, sde, sampling, unit, generator, log)
-        passes = len(log.steps) * len(priors) * (1 + sampling.copies)
+        passes = len(log.steps) * len(priors) * (1 + NOISE_COPIES)
     else:
         if problem.frames < FEWEST_FRAMES:
             notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")

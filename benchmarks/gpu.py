@@ -36,7 +36,8 @@ from op.dispatch import forced
 from reconstruction.prepare import prepare
 from report.tables import markdown
 from sampling import reconstruct_problem
-from training.settings import ContextSettings, ModelSettings
+from training.objectives import CONTEXTS, DATA_STD
+from training.settings import ModelSettings
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path
 from utils.memory import is_out_of_memory
@@ -117,16 +118,16 @@ def fixture_parity() -> Iterator[dict]:
 
 def random_priors(config: ml_collections.ConfigDict, precision: str = "fp32", compile: bool = False) -> Priors:
     """GM and LM with random weights, of the kind that the sampler needs. They take as long as trained ones."""
-    cascade, contexts = config.sampling.sampler == "cascade", ContextSettings.from_mapping(config.context)
+    cascade = config.sampling.sampler == "cascade"
     settings = replace(ModelSettings.from_mapping(config.model), temporal=cascade)
 
     def prior(role: str, seed: int) -> Prior:
         torch.manual_seed(seed)
-        context = contexts.context(role) if cascade else None
+        context = CONTEXTS[role].of_completion() if cascade else None
         network = random_network(settings, context).to(device(), memory_format=torch.channels_last)
         network = network.eval().requires_grad_(False)
         run = in_precision(compiled(network, device()) if compile else network, precision, device())
-        weight = KspaceWeight(power=0.0 if cascade else 1.0, gain=1.0, data_std=config.weight.data_std)
+        weight = KspaceWeight(power=0.0 if cascade else 1.0, gain=1.0, data_std=DATA_STD)
         return Prior(network, weight, "random", config.sampling.batch_size, context, role=role, run=run)
 
     return prior("global", 0), prior("local", 1)
@@ -206,7 +207,7 @@ def training(small: bool) -> Iterator[dict]:
     with tempfile.TemporaryDirectory() as folder:
         for number, (config, precision, compile) in enumerate(cases):
             config.training.update(
-                {"precision": precision, "compile": compile, "n_iters": steps, "log_freq": max(steps // 4, 1),
+                {"precision": precision, "compile": compile, "n_iters": steps,
                  "snapshot_freq": 10**9, "snapshot_freq_for_preemption": 10**9}
             )  # fmt: skip
             workdir = Path(folder) / str(number)

@@ -30,7 +30,8 @@ from models.ncsnpp import NCSNpp
 from models.precision import PRECISIONS, Score, compiled, in_precision
 from op.dispatch import forced
 from report.tables import markdown, write_csv, write_markdown
-from training.settings import ContextSettings, ModelSettings
+from training.objectives import CONTEXTS
+from training.settings import ModelSettings
 from utils.errors import InputError, exit_on_input_error
 from utils.files import refuse_existing
 from utils.memory import is_out_of_memory
@@ -82,8 +83,8 @@ def build(name: str, size: int) -> NCSNpp:
     """The network of a configuration (GM, where there is context) with random weights."""
     config = NETWORKS[name]()
     config.model.image_size = size
-    settings, context = ModelSettings.from_mapping(config.model), ContextSettings.from_mapping(config.context)
-    return random_network(settings, context.context("global") if settings.temporal else None)
+    settings = ModelSettings.from_mapping(config.model)
+    return random_network(settings, CONTEXTS["global"].of_completion() if settings.temporal else None)
 
 
 def random_network(settings: ModelSettings, context: Context | None) -> NCSNpp:

@@ -33,6 +33,7 @@ from mri.scenes import make_scene
 from report.tables import markdown, write_csv, write_markdown
 from run_lib import Job
 from sampling import reconstruct_problem
+from training import loop
 from training.objectives import loader_workers
 from training.scene_files import advance_scenes, advanced_file, draw_scenes, scene_file
 from training.settings import ModelSettings, OptimSettings, TrainingSettings
@@ -44,7 +45,6 @@ PHANTOMS = ("phantom100", "phantom101")  # the tables use seed 0, the training s
 HEARTS = (100, 101)
 FIRST_SCENE = 10**6  # number of the first scene to judge by; training scenes are numbered from 1
 DATA_SHARE = 0.35  # share of a model's time for its scenes
-PROBE = 8  # steps between two measurements of the rate
 SPARE = 0.9  # share of the steps that fit at the measured rate
 MOST_SCENES = 10**5
 SCORES = ("psnr", "ssim", "psnr_common", "nmse")
@@ -84,7 +84,7 @@ def train_one(name: str, config: ml_collections.ConfigDict, workdir: Path, minut
         config.training.scenes = len(advanced)
     # the rate is measured in a short run of its own, which also compiles
     probe = config.copy_and_resolve_references()
-    probe.training.n_iters, probe.training.log_freq = 3 * PROBE, PROBE
+    probe.training.n_iters = 2 * loop.LOG_STEPS
     shutil.rmtree(workdir / "probe", ignore_errors=True)
     (workdir / "probe" / "global").mkdir(parents=True)
     os.symlink((workdir / "data").resolve(), workdir / "probe" / "data")
@@ -92,7 +92,7 @@ def train_one(name: str, config: ml_collections.ConfigDict, workdir: Path, minut
         os.symlink((workdir / "global" / "model.safetensors").resolve(), workdir / "probe" / "global/model.safetensors")
     run_lib.train(probe, workdir / "probe", (name,))
     rate = logged(workdir / "probe" / name, "images_per_s")[-1] / config.training.batch_size
-    config.training.n_iters = max(PROBE, int(SPARE * rate * budget.left))
+    config.training.n_iters = max(loop.LOG_STEPS, int(SPARE * rate * budget.left))
     print(f"{name}: {config.training.scenes} scenes, {rate:.3g} steps/s, {config.training.n_iters} steps")
     run_lib.train(config, workdir, (name,))
     return workdir / name / "model.safetensors"

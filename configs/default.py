@@ -7,24 +7,17 @@ from ml_collections.config_dict import placeholder
 
 from mri.intake import DataSettings, MaskSettings
 from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
-from training.settings import (
-    ContextSettings,
-    ModelSettings,
-    OptimSettings,
-    PseudoReferenceSettings,
-    TrainingSettings,
-    WeightSettings,
-)
+from training.settings import ModelSettings, OptimSettings, PseudoReferenceSettings, TrainingSettings
 from utils.settings import Settings
 
 PARTS: tuple[type[Settings], ...] = (
-    DataSettings, PrepareSettings, MaskSettings, WeightSettings, PseudoReferenceSettings, ModelSettings,
-    ContextSettings, TrainingSettings, OptimSettings, SamplingSettings, OUSettings,
+    DataSettings, PrepareSettings, MaskSettings, PseudoReferenceSettings, ModelSettings, TrainingSettings,
+    OptimSettings, SamplingSettings, OUSettings,
 )  # fmt: skip
 
 
 def get_default_configs() -> ml_collections.ConfigDict:
-    """The published configuration (paper, section 3.1; its code release), tied to `weight.data_std`."""
+    """The published configuration (paper, section 3.1; its code release)."""
     config = ml_collections.ConfigDict()
     config.seed = 0
     for settings in PARTS:

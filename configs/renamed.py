@@ -14,8 +14,6 @@ RENAMED = {
     "data.scan_size": "data.size",
     "data.image_size": "model.image_size",
     "mask.seed": "seed",
-    "context.global.offsets": "context.global_offsets",
-    "context.local.offsets": "context.local_offsets",
     "training.hidings": "training.splits",
 }
 
@@ -58,6 +56,12 @@ REMOVED = {
     "ou.motion_first": "the share of samples decides it",
     "ou.motion_last": "the noise level of the scan decides it; give --noise_std",
     "ou.noise_floor": "it is a constant of the optimization unit now, 0.0004",
+    **{f"ou.{name}": _CONSTANT for name in ("hankel_iterations", "patches")},
+    **{f"sampling.{name}": _CONSTANT for name in ("snr", "copies")},
+    **{f"training.{name}": _CONSTANT for name in ("log_freq", "keep_snapshots")},
+    **{f"weight.{name}": _CONSTANT for name in ("power", "data_std")},
+    **{f"context.{name}": _CONSTANT for name in ("global_offsets", "local_offsets", "global.offsets", "local.offsets")},
+    "pseudo_reference.local_window": _CONSTANT,
     "ou.anneal": "it is a constant of the optimization unit now, 4",
 }  # fmt: skip
 

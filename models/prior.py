@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from models.checkpoint import load_model
-from models.completion import STEP_SHARE, State, denoise_consistently
+from models.completion import STEP_SHARE, State, denoise_consistently, tweedie_changes
 from models.context import Context
 from models.convert import load_published
 from models.ncsnpp import NCSNpp
@@ -83,6 +83,22 @@ class Prior:
             sigma *= STEP_SHARE
         return state.image
 
+    def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
+        """D(x; σ) − x of a whole scan, whatever was measured of it: a prior of moving scenes.
+
+        Parameters
+        ----------
+        image
+            complex `(frames, height, width)` of unit scale.
+        sigma
+            standard deviation of its error per real channel.
+        """
+        if self.context is None:
+            raise ValueError("a prior without context denoises weighted k-space, see `score`")
+        state = State(image, _nothing_measured(image), periodic)
+        (change,) = tweedie_changes(self._run, [state], self.context, [sigma])
+        return change
+
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """∇ log p_σ of frames of weighted k-space, real `(frames, 2, ky, kx)`: a prior without context."""
         return self._run(x, torch.full((len(x),), sigma, device=x.device))
@@ -112,6 +128,10 @@ class Prior:
             lambda: [run(*part) for part in parts], attempt, len(parts[0][0]), lambda count: f"give {field}={count}"
         )
         return torch.cat(scores)
+
+
+def _nothing_measured(image: Tensor) -> ForwardModel:
+    return ForwardModel.of_one_coil(torch.zeros(image.shape, dtype=torch.bool, device=image.device))
 
 
 def load_prior(

@@ -20,6 +20,8 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 ANNEAL = 4.0  # llr: the threshold begins this many times larger
+LLR_PATCHES = (6, 8, 12)  # llr: sides in turn, pixels
+HANKEL_ITERATIONS = 20  # of the OU alone
 LLR_FLOOR = 0.0004  # llr: noise per pixel, in units of the scan's scale
 # motion: noise per pixel of the first step, in units of the scan's scale, for masks with FIRST_SHARE of all samples and
 # more; with fewer it grows as their inverse square, as the aliasing of the start does, up to MOST_FIRST
@@ -48,7 +50,7 @@ class OptimizationUnit:
         self.hankel = HankelLowRank(settings.window, settings.rank) if self.operator == "hankel" else None
         self.llr = None
         if self.operator in ("llr", "motion"):
-            self.llr = LocallyLowRank(LLR_FLOOR, settings.patches, seed)
+            self.llr = LocallyLowRank(LLR_FLOOR, LLR_PATCHES, seed)
 
     def runs_after(self, last: bool) -> bool:
         """Whether the OU follows this model, the last of the cascade or not."""
@@ -76,13 +78,13 @@ class OptimizationUnit:
         image = problem.view_sharing()
         if self.operator == "llr":
             image = fista_locally_low_rank(
-                image, model, y, LLR_FLOOR, ou.patches, ou.llr_iterations, ANNEAL, self.seed
+                image, model, y, LLR_FLOOR, LLR_PATCHES, ou.llr_iterations, ANNEAL, self.seed
             )
         if self.operator == "motion":
             (last,) = deque(self.along_motion(image, problem, steps), maxlen=1)
             image = last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
         if self.hankel is not None:
-            for _ in tqdm(range(ou.hankel_iterations), desc="OU (hankel)", leave=False, disable=None):
+            for _ in tqdm(range(HANKEL_ITERATIONS), desc="OU (hankel)", leave=False, disable=None):
                 image = model.consistent(self.hankel(image), y)
         return image
 
@@ -99,13 +101,11 @@ class OptimizationUnit:
         """Raise `InputError` for a window, rank or patch that does not fit a scan of this shape."""
         if self.hankel is not None:
             self.hankel.check(frames, height, width)
-        ou, side = self.settings, min(height, width)
-        given = {"patches": ou.patches} if self.llr is not None else {}
-        if self.operator == "motion":
-            given |= {"motion_patches": ou.motion_patches}
-        for name, patches in given.items():
-            if any(patch > side for patch in patches):
-                raise InputError(f"ou.{name} {tuple(patches)} must be at most {side} pixels, the scan's shorter side.")
+        side, patches = min(height, width), tuple(self.settings.motion_patches)
+        if self.operator == "motion" and max(patches) > side:
+            raise InputError(f"ou.motion_patches {patches} must be at most {side} pixels, the scan's shorter side.")
+        if self.llr is not None and max(LLR_PATCHES) > side:
+            raise InputError(f"frames of {height} x {width} are too small: low rank needs {max(LLR_PATCHES)} pixels.")
 
 
 def motion_schedule(problem: Problem, steps: int = 0) -> Schedule:

@@ -41,16 +41,14 @@ class OUSettings(Settings):
     )  # fmt: skip
     window: int = setting(8, "hankel: k-space window, samples", least=1)
     rank: int = setting(0, "hankel: singular vectors kept; 0: as published, 6 per frame", least=0)
-    hankel_iterations: int = setting(20, "hankel: iterations of the OU alone", least=1)
-    patches: tuple = setting((6, 8, 12), "llr: patch sizes in turn, pixels", least=1)
     llr_iterations: int = setting(100, "llr: FISTA iterations of the OU alone", least=1)
     motion_patches: tuple = setting((12, 8, 6, 4), "motion: patch sizes in turn, pixels", least=1)
     motion_steps: int = setting(0, "motion: steps; 0: 12 times the net acceleration, 24 to 80", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (self.patches and self.motion_patches):
-            raise InputError("ou.patches and ou.motion_patches must name at least one size.")
+        if not self.motion_patches:
+            raise InputError("ou.motion_patches must name at least one size.")
 
 
 @dataclass(frozen=True)
@@ -67,8 +65,6 @@ class SamplingSettings(Settings):
     )
     num_scales: int = setting(1000, "published: N, noise levels over the range the networks were trained for", least=2)
     iterations: int = setting(300, "published: noise levels used, from the largest down", least=1)
-    snr: float = setting(0.075, "published: r of the Langevin corrector", above=0)
-    copies: int = setting(3, "published: noise copies that share a corrector step", least=1)
     batch_size: int = setting(16, "frames per network pass; temporal networks take the whole scan", least=1)
     precision: str = setting("fp32", "of the network passes", choices=PRECISIONS)
     compile: bool = setting(False, "torch.compile the networks; on a GPU with CUDA graphs")

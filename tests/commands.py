@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 TINY = (
     "--config.model.image_size=64 --config.data.frames=4 --config.data.phantoms=2 --config.model.nf=8 "
     "--config.model.ch_mult=(1,2) --config.model.num_res_blocks=1 --config.training.batch_size=2 "
-    "--config.training.n_iters=6 --config.training.log_freq=2 "
+    "--config.training.n_iters=6 "
     "--config.training.snapshot_freq=4 --config.training.snapshot_freq_for_preemption=2 "
     "--config.sampling.num_scales=8 --config.sampling.iterations=2 --config.ou.rank=12 --config.ou.window=4 "
     "--config.ou.motion_patches=(4,) --config.ou.motion_steps=5"

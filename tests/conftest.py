@@ -45,7 +45,6 @@ def tiny_config():
     config.model.nf, config.model.ch_mult, config.model.num_res_blocks = 8, (1, 2), 1
     config.model.attn_resolutions = ()
     config.training.batch_size, config.training.n_iters = 2, 6
-    config.training.log_freq = 2
     config.training.snapshot_freq, config.training.snapshot_freq_for_preemption = 4, 2
     config.optim.warmup = 2
     config.sampling.num_scales, config.sampling.iterations = 8, 2

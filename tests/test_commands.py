@@ -443,11 +443,11 @@ def test_results_folder_that_is_a_file(tmp_path, context_priors, magnitude):
 def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     flags = [flag for flag in TINY if "n_iters" not in flag and "snapshot_freq=" not in flag]
     flags += ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.optim.schedule=cosine"]
-    flags += ["--config.training.snapshot_freq=1", "--config.training.keep_snapshots=2"]
+    flags += ["--config.training.snapshot_freq=1"]
     first = command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path)
     assert "exp/global/model.safetensors" in first.stdout and "exp/local/model.safetensors" in first.stdout
     kept = sorted(path.name for path in (tmp_path / "exp" / "global" / "checkpoints").iterdir())
-    assert kept == ["checkpoint_2.pth", "checkpoint_3.pth"]
+    assert kept == ["checkpoint_1.pth", "checkpoint_2.pth", "checkpoint_3.pth"]
     assert "is at step 3 already" in command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path).stdout
     prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
     assert prior.context.offsets == (-2, -1, 1, 2) and not prior.context.mean and prior.remaining > 0

@@ -87,9 +87,9 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     # another setting, another scan
     whole = (out / "metrics.csv").read_text()
     np.save(scans / "heart2.npy", make_phantom(4, 64, 9).numpy())
-    done = demo(*run, "--config.sampling.snr=0.1", cwd=tmp_path, priors=priors, succeeds=False)
+    done = demo(*run, "--config.sampling.num_scales=9", cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "4 of 4 scans left out")
-    assert "another sampling.snr;" in done.stderr and "another sampling.snr, scan_sha256;" in done.stderr
+    assert "another sampling.num_scales;" in done.stderr and "another sampling.num_scales, scan_sha256;" in done.stderr
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "1 of 4 scans left out")
     assert times(out) == after

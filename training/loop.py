@@ -34,11 +34,12 @@ from utils.memory import within_memory
 
 Tensor = torch.Tensor
 
+LOG_STEPS = 50  # between TensorBoard scalars
+KEPT_SNAPSHOTS = 5  # the newest; one of the published network takes 1 GB
 # parts of a configuration that must be the same to resume a run
-MUST_MATCH = ("data", "mask", "weight", "pseudo_reference", "model", "context", "training", "optim", "seed")
+MUST_MATCH = ("data", "mask", "pseudo_reference", "model", "training", "optim", "seed")
 FREE_TO_CHANGE = (  # of the part `training`; n_iters only under a constant rate, as a cosine depends on it
-    "n_iters", "log_freq", "snapshot_freq", "snapshot_freq_for_preemption", "keep_snapshots", "compile",
-    "accumulation", "workers",
+    "n_iters", "snapshot_freq", "snapshot_freq_for_preemption", "compile", "accumulation", "workers",
 )  # fmt: skip
 
 
@@ -212,7 +213,7 @@ class Training:
                 before = self.mean_loss or loss
                 self.mean_loss = [0.99 * mean + 0.01 * new for mean, new in zip(before, loss, strict=True)]
                 bar.update()
-                if log and self.step % settings.log_freq == 0:
+                if log and (self.step % LOG_STEPS == 0 or self.step == settings.n_iters):
                     rate = self.frames / (time.perf_counter() - since)
                     since, self.frames = time.perf_counter(), 0
                     bar.set_postfix(loss=f"{self.mean_loss[-1]:.4f}", images_per_s=f"{rate:.1f}")
@@ -291,9 +292,9 @@ class Training:
             self._prune()
 
     def _prune(self) -> None:
-        """Remove all but the newest kept checkpoints: one of the published network takes 1 GB."""
+        """Remove all but the newest kept checkpoints."""
         kept = sorted((self.folder / "checkpoints").glob("checkpoint_*.pth"), key=lambda path: path.stat().st_mtime)
-        for path in kept[: -self.settings.training.keep_snapshots]:
+        for path in kept[:-KEPT_SNAPSHOTS]:
             path.unlink()
 
     def _save(self, path: Path) -> None:

@@ -40,6 +40,9 @@ from utils.frame_file import open_frames
 
 Tensor = torch.Tensor
 
+WEIGHT_POWER, DATA_STD = 1.0, 0.5  # of weighted k-space: w ∝ r^power; its standard deviation per real channel
+CONTEXTS = {"global": Context((-4, -2, -1, 1, 2, 4), mean=True), "local": Context((-2, -1, 1, 2))}
+
 
 def frames_per_draw(settings: TrainingSettings) -> int:
     """The most frames of one draw; whole draws make a batch."""
@@ -88,7 +91,7 @@ class DenoisingScoreMatching(Objective):
 
     def __init__(self, settings: RunSettings, frames: np.ndarray, name: str) -> None:
         self.name, self.context = name, None
-        self.weight = KspaceWeight.fit(frames, settings.weight.power, settings.weight.data_std)
+        self.weight = KspaceWeight.fit(frames, WEIGHT_POWER, DATA_STD)
         self.data = PseudoReferenceFrames(frames, self.weight)
         self.sde = VESDE(settings.model.sigma_min, settings.model.sigma_max)
 
@@ -132,7 +135,7 @@ class Completion(Objective):
         training = settings.training
         self.name, self.frames_per_draw = name, frames_per_draw(training)
         self.steps, self.lowest = training.steps, settings.model.sigma_min
-        self.context = settings.context.context(name)
+        self.context = CONTEXTS[name].of_completion()
         self.kind = training.objective
         self.data = SceneFrames(scenes, count, self.frames_per_draw, training.columns)
 
@@ -179,7 +182,7 @@ class SceneDenoising(Objective):
     def __init__(self, settings: RunSettings, images: Sequence[tuple[Tensor, bool]], name: str) -> None:
         training, model = settings.training, settings.model
         self.name, self.frames_per_draw = name, frames_per_draw(training)
-        self.context = settings.context.of_scenes(name)
+        self.context = CONTEXTS[name]
         crop = training.columns or model.image_size
         self.data = CleanScenes(images, self.frames_per_draw, crop, (model.sigma_min, model.sigma_max))
 

@@ -64,15 +64,15 @@ def pseudo_reference_file(settings: RunSettings, folder: Path, model: str) -> Pa
         for source in bar:
             scan, problem = _problem(settings, source)
             size = _same_size(size, scan.name, tuple(scan.kspace.shape[2:]))
-            frames, report = pseudo_reference_frames(problem, window, settings.pseudo_reference.local_window)
+            frames, report = pseudo_reference_frames(problem, window)
             bar.set_postfix_str(str(report))
             append_frames(temporary, frames.numpy())
     return path
 
 
-def pseudo_reference_frames(problem: Problem, window: str, local_window: int):
+def pseudo_reference_frames(problem: Problem, window: str):
     """k-space of the combined pseudo-references of a scan, complex64 `(frames, height, width)`, and the fill report."""
-    filled, report = share_views(problem.measured, problem.model.mask, window, local_window, problem.periodic)
+    filled, report = share_views(problem.measured, problem.model.mask, window, periodic=problem.periodic)
     kspace = fft2c(problem.model.combine(filled)) if problem.model.coils > 1 else filled[:, 0]
     return (kspace.mT.contiguous() if problem.turned else kspace).to(torch.complex64), report
 

@@ -15,23 +15,12 @@ OBJECTIVES = ("dsm", "scenes", "synthetic", "self_supervised")
 
 
 @dataclass(frozen=True)
-class WeightSettings(Settings):
-    """The weight of k-space that models of the published kind see (`mri.weighting`)."""
-
-    part: ClassVar[str] = "weight"
-
-    power: float = setting(1.0, "w ∝ r^power", least=0)
-    data_std: float = setting(0.5, "standard deviation of the weighted data per real channel", above=0)
-
-
-@dataclass(frozen=True)
 class PseudoReferenceSettings(Settings):
     """What the local model learns from; the global one learns from all frames merged."""
 
     part: ClassVar[str] = "pseudo_reference"
 
     window: str = setting("nearest", "frames that fill a frame's gaps", choices=WINDOWS)
-    local_window: int = setting(4, "window local: frames per group", least=1)
 
 
 @dataclass(frozen=True)
@@ -57,26 +46,6 @@ class ModelSettings(Settings):
         """The network, freshly initialised."""
         fields = {name: value for name, value in asdict(self).items() if name != "ema_rate"}
         return NCSNpp(in_channels=2 + (context.channels if context else 0), num_channels=2, centered=True, **fields)
-
-
-@dataclass(frozen=True)
-class ContextSettings(Settings):
-    """The neighbouring frames that a prior with context sees, as differences in frames."""
-
-    part: ClassVar[str] = "context"
-
-    global_offsets: tuple = setting((-4, -2, -1, 1, 2, 4), "of GM, which also sees the temporal mean")
-    local_offsets: tuple = setting((-2, -1, 1, 2), "of LM")
-
-    def context(self, name: str) -> Context:
-        """The context of GM or LM (`name`)."""
-        if name == "global":
-            return Context(self.global_offsets, mean=True, merge=True, own=True, near=True)
-        return Context(self.local_offsets, merge=True, own=True, near=True)
-
-    def of_scenes(self, name: str) -> Context:
-        """The same where images are learned, not what is missing of them."""
-        return Context(self.global_offsets, mean=True) if name == "global" else Context(self.local_offsets)
 
 
 @dataclass(frozen=True)
@@ -107,9 +76,7 @@ class TrainingSettings(Settings):
     workers: int | None = setting(None, "processes that draw batches; None: 0 on a CPU, else up to 12", least=0,
                                   optional=int)  # fmt: skip
     n_iters: int = setting(2_000_001, "steps", least=1)
-    log_freq: int = setting(50, "steps between TensorBoard scalars", least=1)
     snapshot_freq: int = setting(10000, "steps between checkpoints that are kept, and TensorBoard images", least=1)
-    keep_snapshots: int = setting(5, "checkpoints that stay, the newest", least=1)
     snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
     compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
     init: str = setting("", "model.safetensors to begin from, for GM and LM alike; empty: at random")
@@ -117,8 +84,8 @@ class TrainingSettings(Settings):
                       choices=("llr", "motion"))  # fmt: skip
     scenes: int = setting(2000, "synthetic: number of scenes", least=1)
     scene_frames: int = setting(16, "scenes, synthetic, self_supervised: most frames of one scan in a batch", least=1)
-    columns: int = setting(48, "synthetic, self_supervised: image columns of a sample, for masks of lines; scenes: side "
-                           "of a sample; 0: all", least=0)  # fmt: skip
+    columns: int = setting(48, "synthetic, self_supervised: image columns of a sample, for masks of lines; scenes: "
+                           "side of a sample; 0: all", least=0)  # fmt: skip
     steps: int = setting(2, "synthetic, self_supervised: denoising steps per prior, in training and in use", least=1)
     splits: int = setting(8, "self_supervised: ways to hold out samples of each scan", least=1)
 
@@ -130,10 +97,8 @@ class RunSettings:
     seed: int
     intake: Intake
     prepare: PrepareSettings
-    weight: WeightSettings
     pseudo_reference: PseudoReferenceSettings
     model: ModelSettings
-    context: ContextSettings
     training: TrainingSettings
     optim: OptimSettings
     ou: OUSettings
@@ -144,7 +109,7 @@ class RunSettings:
 
     def record(self) -> dict[str, Any]:
         """As JSON types, by the parts of a configuration."""
-        parts = (self.weight, self.pseudo_reference, self.model, self.context, self.training, self.optim, self.ou)
+        parts = (self.pseudo_reference, self.model, self.training, self.optim, self.ou)
         found: dict[str, Any] = {"seed": self.seed, "data": {**asdict(self.intake.data), **asdict(self.prepare)}}
         found["mask"] = asdict(self.intake.mask)
         found |= {part.part: asdict(part) for part in parts}

@@ -10,7 +10,7 @@ A structure that moves without changing then has rank one.
 
 import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import NamedTuple
@@ -249,6 +249,7 @@ def motion_low_rank(
     schedule: Schedule | None = None,
     periodic: bool = False,
     seed: int = 0,
+    follow: Callable[[Tensor, float, int], Tensor] | None = None,
 ) -> Iterator[Iterate]:
     """Low rank along the motion and data consistency in turn, with FISTA's momentum, from large thresholds to small.
 
@@ -266,6 +267,8 @@ def motion_low_rank(
         noise.
     seed
         of the shifts of the patches.
+    follow
+        what changes the low-rank images of a step, given them, the step's ν, and its number: a prior.
 
     Yields
     ------
@@ -286,6 +289,8 @@ def motion_low_rank(
         down, right = torch.randint(stride_of(patch), (2,), generator=generator).tolist()
         previous = image
         low_rank = shrink_tracks(momentum, tracks[patch], threshold, (down, right))
+        if follow is not None:
+            low_rank = follow(low_rank, schedule.noise(step), step)
         image = model.consistent(low_rank, measured)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         momentum = image + (t - 1) / t_next * (image - previous)

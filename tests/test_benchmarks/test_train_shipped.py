@@ -54,7 +54,7 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     for name in MODELS:
         shutil.copy(shipped(name, "cascade"), folder / f"{name}.safetensors")
-    monkeypatch.setattr(train_shipped, "PROBE", 1)
+    monkeypatch.setattr(train_shipped.loop, "LOG_STEPS", 1)
     monkeypatch.setattr(train_shipped, "MASKS", (("uniform", 4.0),))
     monkeypatch.setattr(train_shipped, "PHANTOMS", ("phantom100",))
     monkeypatch.setattr(train_shipped, "HEARTS", (100,))

@@ -22,8 +22,8 @@ from utils.frame_file import open_frames
 def settings(**data):
     intake = Intake(DataSettings(**data), embedded_size=64)
     return parts.RunSettings(
-        0, intake, PrepareSettings(), parts.WeightSettings(), parts.PseudoReferenceSettings(), parts.ModelSettings(),
-        parts.ContextSettings(), parts.TrainingSettings(), parts.OptimSettings(), OUSettings(),
+        0, intake, PrepareSettings(), parts.PseudoReferenceSettings(), parts.ModelSettings(),
+        parts.TrainingSettings(), parts.OptimSettings(), OUSettings(),
     )  # fmt: skip
 
 

@@ -150,9 +150,9 @@ def test_processes_share_every_batch_without_overlap(count, accumulation, draws)
 
 def training(tmp_path, processes=ALONE, **settings):
     run = parts.RunSettings(
-        0, Intake(), PrepareSettings(), parts.WeightSettings(), parts.PseudoReferenceSettings(),
+        0, Intake(), PrepareSettings(), parts.PseudoReferenceSettings(),
         parts.ModelSettings(image_size=96, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), ema_rate=0.995),
-        parts.ContextSettings(), parts.TrainingSettings(**{"batch_size": 4, "n_iters": 6, **settings}),
+        parts.TrainingSettings(**{"batch_size": 4, "n_iters": 6, **settings}),
         parts.OptimSettings(lr=1.5e-3, warmup=100), OUSettings(),
     )  # fmt: skip
     frames = torch.randn(6, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
