@@ -203,7 +203,6 @@ def test_batches_of_frames_give_the_same_score(priors):
         ({"start": "noise"}, "unknown"),
         ({"iterations": 0}, "at least 1"),
         ({"iterations": 9}, "at most sampling.num_scales"),
-        ({"batch_size": 0}, "at least 1"),
         ({"order": ()}, "must name"),
         ({"order": ("global", "middle")}, "must name"),
         ({"batch_size": 0}, "at least 1"),
@@ -224,7 +223,6 @@ def test_sampling_settings_that_do_not_fit(models, change, words):
         ({"after": "sometimes"}, "unknown"),
         ({"rank": 65}, "exceeds"),
         ({"window": 65, "rank": 0}, "larger than"),
-        ({"motion_patches": (8, 65)}, "at most 64 pixels"),
         ({"operator": "motion", "motion_patches": (4, 65)}, "at most 64 pixels"),
     ],
 )
