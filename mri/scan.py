@@ -82,6 +82,12 @@ class Scan:
         net = 1.0 / self.mask.double().mean().item()
         return f"{self.source.found}\nmask: net acceleration {net:.2f}{remark}"
 
+    def check(self) -> list[str]:
+        """What is unusual or doubtful in the samples, one sentence each; see `mri.checks`."""
+        from mri.checks import scan_remarks  # which knows this class
+
+        return scan_remarks(self)
+
     @classmethod
     def from_arrays(cls, kspace: Tensor, mask: Tensor, **more) -> "Scan":
         """A scan of plain arrays.

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mri import coils
+from mri.checks import without_spikes
 from mri.fourier import ifft2c
 from mri.masks import lines_along_rows
 from mri.noise import estimate_noise_std, std_of
@@ -107,9 +108,6 @@ class Problem:
 # share of the temporal mean that given maps leave unexplained beyond estimated ones: of true maps 0.03 at most, rolled
 # by 3 of 64 pixels 0.11, by 10 of 64 0.48, by 10 of 96 0.3 (tests/test_reconstruction/test_prepare.py)
 DOUBTFUL_MAPS, WRONG_MAPS = 0.06, 0.2
-SPIKE, MOST_SPIKES = 10.0, 20  # times the largest sample within 3 samples, of any frame; replaced at most
-NO_SPIKE = 4  # samples around DC, where the signal itself peaks
-FEW_LINES, OFF_CENTRE = 0.5, 2  # share of the median; samples
 HARDLY_ANY = 3  # peak SNR
 NOISE_EXCESS = 1.5  # given σ over the estimate at the edge of k-space, which signal raises but nothing lowers
 
@@ -126,8 +124,8 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     """
     settings = settings or PrepareSettings()
     scan, notes, alive = _without_dead_coils(scan)
-    scan, more = _without_spikes(scan)
-    notes += more + _remarks(scan)
+    scan, more = without_spikes(scan)
+    notes += more + scan.check()
     turned = lines_along_rows(scan.mask) is not scan.mask
     if turned:
         scan = scan.turned()
@@ -202,65 +200,6 @@ def _without_dead_coils(scan: Scan) -> tuple[Scan, list[str], Tensor]:
     plural = "s" if len(dead) > 1 else ""
     has, are = ("have", "are") if plural else ("has", "is")
     return scan, [f"coil{plural} {names} (counting from 0) {has} no signal and {are} left out"], alive.cpu()
-
-
-def _remarks(scan: Scan) -> list[str]:
-    """What is unusual in the sampling of a scan with lines along kx, and does not stop a reconstruction."""
-    found = []
-    mask, power = scan.mask, scan.kspace.abs().square().sum(dim=1)
-    _, height, width = mask.shape
-    lines = mask.any(dim=-1).sum(dim=1)
-    for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
-        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} of the usual "
-                     f"{lines.median()} lines")  # fmt: skip
-    never = int((~mask.any(dim=-1).any(dim=0)).sum())
-    if never:
-        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by "
-                     "low rank")  # fmt: skip
-    mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
-    row, column = divmod(int(mean.argmax()), width)
-    if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
-        found.append(
-            f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
-            "linear phase of the image); this is allowed for"
-        )
-    same = (scan.kspace[1:] == scan.kspace[:-1]).flatten(1).all(dim=1).nonzero().flatten().tolist()
-    for frame in same:
-        found.append(f"warning: frames {frame} and {frame + 1} (counting from 0) are identical; one may be a copy")
-    return found
-
-
-def _without_spikes(scan: Scan) -> tuple[Scan, list[str]]:
-    """Replace single samples that are SPIKE times all around them, in k-space and time, and name them.
-
-    Such a sample is a failure of the receiver; its stripes would cover every frame. The mean of the other frames that
-    measured the location takes its place, which keeps sampled lines whole.
-    """
-    power = scan.kspace.abs().square().sum(dim=1).sqrt()
-    _, height, width = power.shape
-    ky, kx = torch.arange(height) - height // 2, torch.arange(width) - width // 2
-    centre = (ky[:, None].abs() <= NO_SPIKE) & (kx.abs() <= NO_SPIKE)
-    outside = power.masked_fill(centre.to(power.device), 0)
-    kspace = scan.kspace
-    notes: list[str] = []
-    for place in outside.flatten().topk(min(MOST_SPIKES, outside.numel())).indices.tolist():
-        frame, row, column = place // (height * width), place // width % height, place % width
-        around = power[:, max(0, row - 3) : row + 4, max(0, column - 3) : column + 4].clone()
-        around[frame, min(row, 3), min(column, 3)] = 0
-        if power[frame, row, column] <= SPIKE * around.max() or around.max() == 0:
-            continue
-        if not notes:
-            kspace = kspace.clone()
-        others = scan.mask[:, row, column].clone()
-        others[frame] = False
-        mean = scan.kspace[others, :, row, column].mean(dim=0) if others.any() else 0
-        kspace[frame, :, row, column] = mean
-        power[frame, row, column] = 0
-        notes.append(
-            f"warning: a spike in k-space at frame {frame}, row {row}, column {column} (counting from 0) is replaced "
-            "by the mean of the other frames"
-        )
-    return replace(scan, kspace=kspace), notes
 
 
 def _white_coils(

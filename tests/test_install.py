@@ -23,7 +23,7 @@ def installed(tmp_path_factory):
     """A folder where the wheel and a package `datasets` of somebody else are installed."""
     folder = tmp_path_factory.mktemp("install")
     source, site = folder / "source", folder / "site"
-    ignored = shutil.ignore_patterns(".*", "tests", "results", "benchmarks", "__pycache__", "build", "*.egg-info", "exp")
+    ignored = shutil.ignore_patterns(".*", "tests", "results", "benchmarks", "__pycache__", "build", "*.egg-info")
     shutil.copytree(ROOT, source, ignore=ignored, symlinks=True)
     wheel = [*PIP, "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(folder)]
     subprocess.run(wheel, check=True, stdout=subprocess.DEVNULL)

@@ -1,0 +1,201 @@
+"""What is wrong, doubtful or unusual in a scan, found before any work: one sentence each, with the mend.
+
+What cannot be right is refused (`InputError`); where a result is still possible, a sentence is returned, which begins
+with "warning: " where images may mislead.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from mri.scan import Scan
+from utils.errors import InputError
+
+Tensor = torch.Tensor
+
+SPIKE, MOST_SPIKES = 10.0, 20  # times the largest sample within 3 samples, of any frame; replaced at most
+NO_SPIKE = 4  # samples around DC, where the signal itself peaks
+FEW_LINES, OFF_CENTRE = 0.5, 2  # share of the median; samples
+BRIGHT_FRAME = 3.0  # times as bright as the median, and twice its neighbours
+HOT_VOXEL, MOST_HOT = 5.0, 5  # times the largest voxel within 2 voxels and a frame; named at most
+NEGATIVE, DEEP = 0.01, 0.02  # share of the voxels, and of the largest value, from which negative values are no rounding
+CLIPPED = 0.005  # share of the voxels of integer images at their largest value
+AT_THE_EDGE = 3.0  # brightness of the outer eighth over that of the middle half
+COPIED_LINES = 0.05  # share of the lines, from which copies of a neighbouring frame are no chance
+PADDING = 4  # lines of zeros at the outside that are worth cropping
+
+
+def scan_remarks(scan: Scan) -> list[str]:
+    """What is unusual in the sampling of a scan and does not stop a reconstruction."""
+    found = []
+    mask, power = scan.mask, scan.kspace.abs().square().sum(dim=1)
+    _, height, width = mask.shape
+    lines = mask.any(dim=-1).sum(dim=1)
+    for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
+        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} of the usual "
+                     f"{lines.median()} lines")  # fmt: skip
+    never = int((~mask.any(dim=-1).any(dim=0)).sum())
+    if never:
+        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by "
+                     "low rank")  # fmt: skip
+    mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+    row, column = divmod(int(mean.argmax()), width)
+    if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
+        found.append(
+            f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
+            "linear phase of the image); this is allowed for"
+        )
+    found += _identical_frames(scan.kspace) + _bright_frames(power, mask)
+    return found
+
+
+
+def image_remarks(image: Tensor, where: str) -> list[str]:
+    """What is doubtful in images `(frames, height, width)`, complex or real, that a scan is simulated from.
+
+    Raises
+    ------
+    InputError
+        for real images with negative values, which are no magnitude.
+    """
+    found = []
+    if not image.is_complex() or not image.imag.any():
+        real = image.real if image.is_complex() else image
+        negative = (real < -DEEP * real.abs().max()).double().mean().item()
+        if negative > NEGATIVE:
+            raise InputError(
+                f"{where} has negative values ({negative:.0%} of the voxels), and a magnitude image has none; save the "
+                "complex images or their magnitude. If these are the real part of k-space, save k-space as complex."
+            )
+        if (real < 0).any():
+            found.append(f"warning: {where} has small negative values; their magnitude is taken")
+        top = real.max()
+        clipped = (real == top).double().mean().item()
+        if clipped > CLIPPED and (real == real.round()).all():
+            found.append(f"warning: {clipped:.1%} of the voxels have the largest value, {top:g}: images are clipped")
+    size = image.abs()
+    found += _hot_voxels(size)
+    height, width = size.shape[1:]
+    rows, columns = height // 8, width // 8
+    mean = size.mean(dim=0)
+    middle = mean[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()
+    inner = mean[rows : height - rows, columns : width - columns]
+    border = (mean.sum() - inner.sum()) / (mean.numel() - inner.numel())
+    if border > AT_THE_EDGE * middle:
+        found.append(
+            "warning: the object lies across the edges of the image, as after a Fourier transform without fftshift; "
+            "shift the images by half their size"
+        )
+    return found + _identical_frames(image)
+
+
+def refuse_copied_lines(kspace: Tensor, where: str) -> None:
+    """Refuse k-space `(frames, coils, ky, kx)` whose lines were filled in from neighbouring frames.
+
+    Raises
+    ------
+    InputError
+        where lines equal those of a neighbouring frame, or the mean of both, and whole frames do not.
+    """
+    for axis, name in ((-1, "lines"), (-2, "columns")):
+        held = (kspace != 0).any(dim=axis).any(dim=1)  # (frames, lines)
+        before = (kspace == torch.roll(kspace, 1, 0)).all(dim=axis).all(dim=1) & held
+        whole = (before | ~held).all(dim=1)
+        copied = before[1:][~whole[1:]]
+        mean = (torch.roll(kspace, 1, 0) + torch.roll(kspace, -1, 0)) / 2
+        error = (kspace - mean).abs().square().sum(dim=axis).sum(dim=1)
+        power = kspace.abs().square().sum(dim=axis).sum(dim=1)
+        between = ((error < 1e-10 * power) & held)[1:-1][~(whole[1:-1] | whole[2:])]
+        for lines, what in ((copied, "equal those of the frame before"), (between, "are the mean of both neighbours")):
+            share = lines.double().mean().item() if lines.numel() else 0.0
+            if share > COPIED_LINES:
+                raise InputError(
+                    f"{where}: {share:.0%} of the k-space {name} {what}, value by value: k-space was filled in after "
+                    "the measurement. Export the measured samples alone, with zeros elsewhere."
+                )
+
+
+def measured_block(sampled: Tensor) -> tuple[slice, slice] | None:
+    """The centred block of k-space outside which nothing was measured in any frame; None where that is all of it.
+
+    `sampled` is boolean `(frames, ky, kx)`.
+    """
+    found = []
+    for axis, other in ((1, 2), (2, 1)):
+        length = sampled.shape[axis]
+        places = sampled.any(dim=0).any(dim=other - 1).nonzero().flatten() - length // 2
+        reach = max(-int(places.min()), int(places.max()) + 1)
+        cut = length // 2 - reach
+        found.append(slice(cut, length // 2 + reach) if cut >= PADDING else slice(0, length))
+    rows, columns = found
+    whole = (rows.stop - rows.start, columns.stop - columns.start) == tuple(sampled.shape[1:])
+    return None if whole else (rows, columns)
+
+
+def _identical_frames(data: Tensor) -> list[str]:
+    same = (data[1:] == data[:-1]).flatten(1).all(dim=1).nonzero().flatten().tolist()
+    if len(same) == len(data) - 1:
+        return ["warning: all frames are identical; there is no motion to reconstruct"]
+    return [f"warning: frames {frame} and {frame + 1} (counting from 0) are identical; one may be a copy"
+            for frame in same]  # fmt: skip
+
+
+def _bright_frames(power: Tensor, mask: Tensor) -> list[str]:
+    """Single frames much brighter than the others, from k-space power `(frames, ky, kx)` at shared locations."""
+    mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+    own = (power * mask).sum(dim=(1, 2)) / (mean * mask).sum(dim=(1, 2)).clamp(min=1e-30)
+    level = (own / own.median().clamp(min=1e-30)).sqrt()
+    beside = torch.maximum(torch.roll(level, 1), torch.roll(level, -1))
+    bright = ((level > BRIGHT_FRAME) & (level > 2 * beside)).nonzero().flatten().tolist()
+    return [f"warning: frame {frame} (counting from 0) is {level[frame]:.1f} times as bright as the others"
+            for frame in bright]  # fmt: skip
+
+
+def _hot_voxels(size: Tensor) -> list[str]:
+    """Single voxels far above all around them, in magnitudes `(frames, height, width)`."""
+    found = []
+    _, height, width = size.shape
+    for place in size.flatten().topk(min(MOST_HOT, size.numel())).indices.tolist():
+        frame, row, column = place // (height * width), place // width % height, place % width
+        frames = slice(max(0, frame - 1), frame + 2)
+        around = size[frames, max(0, row - 2) : row + 3, max(0, column - 2) : column + 3].clone()
+        around[min(frame, 1), min(row, 2), min(column, 2)] = 0
+        if size[frame, row, column] > HOT_VOXEL * around.max():
+            found.append(
+                f"warning: the voxel at frame {frame}, row {row}, column {column} (counting from 0) is "
+                f"{size[frame, row, column] / around.max().clamp(min=1e-30):.0f} times as bright as all around it"
+            )
+    return found
+
+
+def without_spikes(scan: Scan) -> tuple[Scan, list[str]]:
+    """Replace single samples that are SPIKE times all around them, in k-space and time, and name them.
+
+    Such a sample is a failure of the receiver; its stripes would cover every frame. The mean of the other frames that
+    measured the location takes its place, which keeps sampled lines whole.
+    """
+    power = scan.kspace.abs().square().sum(dim=1).sqrt()
+    _, height, width = power.shape
+    ky, kx = torch.arange(height) - height // 2, torch.arange(width) - width // 2
+    centre = (ky[:, None].abs() <= NO_SPIKE) & (kx.abs() <= NO_SPIKE)
+    outside = power.masked_fill(centre.to(power.device), 0)
+    kspace = scan.kspace
+    notes: list[str] = []
+    for place in outside.flatten().topk(min(MOST_SPIKES, outside.numel())).indices.tolist():
+        frame, row, column = place // (height * width), place // width % height, place % width
+        around = power[:, max(0, row - 3) : row + 4, max(0, column - 3) : column + 4].clone()
+        around[frame, min(row, 3), min(column, 3)] = 0
+        if power[frame, row, column] <= SPIKE * around.max() or around.max() == 0:
+            continue
+        if not notes:
+            kspace = kspace.clone()
+        others = scan.mask[:, row, column].clone()
+        others[frame] = False
+        mean = scan.kspace[others, :, row, column].mean(dim=0) if others.any() else 0
+        kspace[frame, :, row, column] = mean
+        power[frame, row, column] = 0
+        notes.append(
+            f"warning: a spike in k-space at frame {frame}, row {row}, column {column} (counting from 0) is replaced "
+            "by the mean of the other frames"
+        )
+    return replace(scan, kspace=kspace), notes

@@ -1,0 +1,127 @@
+"""Checks of a scan: each is said of what is wrong, and silent on what is right."""
+
+import numpy as np
+import pytest
+import scipy.io
+import torch
+
+from mri.checks import image_remarks, measured_block, refuse_copied_lines
+from mri.fourier import fft2c
+from mri.masks import make_mask
+from mri.phantom import make_phantom
+from mri.phantom.scan import simulate_scan
+from mri.scan import Scan
+from mri.scenes import make_scene
+from utils.errors import InputError
+
+SHAPE = (8, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def image():
+    return make_phantom(*SHAPE[:2], 3).to(torch.complex64)
+
+
+def good_images():
+    yield "phantom", make_phantom(8, 64, 5)
+    yield "heart", simulate_scan("heart", 8, 64, 2, 1, 0.01).image
+    for seed in range(12):
+        scene, _ = make_scene(8, 64, 64, seed)
+        yield f"scene {seed}", scene
+
+
+def test_silent_on_good_scans():
+    for name, image in good_images():
+        assert_silent(name, image)
+
+
+@pytest.mark.parametrize("name", ("giraf_cine_192x156x25.mat", "rat_cine_192x192x8.mat", "pincat_128x128x50.mat"))
+def test_silent_on_real_scans(name, shared_file):
+    image = scipy.io.loadmat(shared_file(f"data/{name}"))["image"]
+    assert_silent(name, torch.from_numpy(np.moveaxis(image, -1, 0).astype(np.float32)))
+
+
+def assert_silent(name, image):
+    remarks = [text for text in image_remarks(image, name) if text.startswith("warning")]
+    remarks = [text for text in remarks if name != "pincat_128x128x50.mat" or "identical" not in text]  # it holds copies
+    assert not remarks, (name, remarks)
+    kspace = fft2c(image.to(torch.complex64))[:, None]
+    refuse_copied_lines(kspace, name)
+    for pattern in ("uniform", "radial"):
+        mask = make_mask(pattern, tuple(image.shape), 4, 8 if pattern == "uniform" else 0)
+        scan = Scan.from_arrays(kspace, mask)
+        assert measured_block(scan.mask) is None
+        remarks = [text for text in scan.check() if text.startswith("warning")]
+        assert not remarks, (name, pattern, remarks)
+
+
+def test_hot_voxel(image):
+    image = image.abs()
+    image[5, 40, 20] = 33 * image.max()
+    (text,) = image_remarks(image, "scan.npy")
+    assert "frame 5, row 40, column 20" in text and text.startswith("warning")
+
+
+def test_negative_magnitudes(image):
+    kspace = fft2c(image)
+    with pytest.raises(InputError, match=r"scan\.npy has negative values"):
+        image_remarks(kspace.real, "scan.npy")
+    slight = image.abs() - 0.001 * image.abs().max()
+    assert any("small negative" in text for text in image_remarks(slight, "scan.npy"))
+
+
+def test_clipped_integers(image):
+    levels = (image.abs() * 400).round().clamp(max=255)
+    assert any("clipped" in text for text in image_remarks(levels, "scan.npy"))
+    assert not any("clipped" in text for text in image_remarks((image.abs() * 255).round(), "scan.npy"))
+
+
+def test_object_across_the_edges(image):
+    rolled = torch.roll(image, (32, 32), dims=(1, 2))
+    assert any("across the edges" in text for text in image_remarks(rolled, "scan.npy"))
+
+
+def test_identical_frames(image):
+    image = image.clone()
+    image[4] = image[3]
+    assert image_remarks(image, "x") == ["warning: frames 3 and 4 (counting from 0) are identical; one may be a copy"]
+    still = image[:1].expand(8, -1, -1)
+    assert image_remarks(still, "x") == ["warning: all frames are identical; there is no motion to reconstruct"]
+
+
+def test_bright_frame(image):
+    mask = make_mask("uniform", SHAPE, 4, 8)
+    kspace = fft2c(image)
+    kspace[5] *= 10
+    texts = Scan.from_arrays(kspace, mask).check()
+    assert any(text.startswith("warning: frame 5 (counting from 0) is") for text in texts)
+
+
+@pytest.mark.parametrize("axis", (1, 2))
+@pytest.mark.parametrize("kind", ("copied", "interpolated"))
+def test_lines_that_were_filled_in(image, axis, kind):
+    mask = make_mask("uniform", SHAPE, 4, 8)[:, :, :1]
+    kspace = fft2c(image)
+    if kind == "copied":
+        filled = kspace.clone()
+        for frame in range(1, 8):  # each line as it was measured last
+            filled[frame] = torch.where(mask[frame], kspace[frame], filled[frame - 1])
+    else:
+        filled = kspace.clone()
+        for frame in range(1, 7, 2):
+            between = (kspace[frame - 1] + kspace[frame + 1]) / 2
+            filled[frame] = torch.where(mask[frame], kspace[frame], between)
+    filled = filled if axis == 1 else filled.mT
+    with pytest.raises(InputError, match="filled in after the measurement"):
+        refuse_copied_lines(filled[:, None], "scan.npy")
+    refuse_copied_lines((kspace if axis == 1 else kspace.mT)[:, None], "scan.npy")
+
+
+def test_a_block_of_measured_samples(image):
+    padded = torch.nn.functional.pad(fft2c(image), (16, 16, 8, 8))
+    assert measured_block(padded != 0) == (slice(8, 72), slice(16, 80))
+    partial = fft2c(image).clone()
+    partial[:, :20] = 0  # partial Fourier: one side only
+    assert measured_block(partial != 0) is None
+    odd = torch.from_numpy(np.pad(np.ones((2, 5, 7), bool), ((0, 0), (5, 5), (0, 0))))
+    assert measured_block(odd) == (slice(4, 10), slice(0, 7))
