@@ -13,7 +13,8 @@ from absl import flags
 
 import run_lib
 from configs.flags import define_config, run_command
-from mri.intake import acquire, is_pattern, reference_from_file, scan_files
+from mri.formats.stored import TIMES
+from mri.intake import acquire, is_several_scans, reference_from_file, scan_files
 from mri.masks import PATTERNS
 from mri.scan import Reference, Scan
 from report.results import summary
@@ -25,12 +26,16 @@ FLAGS = flags.FLAGS
 
 define_config(Path(__file__).parent / "configs/ve/cpu_demo.py")
 flags.DEFINE_string(
-    "data", None, "Scan file (images or k-space), or a folder or pattern of scans; default: the built-in heart phantom."
+    "data", None, "Scan file (images or k-space, docs/formats.md), a DICOM folder, or a folder or pattern of scans; "
+    "default: the built-in heart phantom."
 )
-flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace).")
+flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace; for DICOM: series number).")
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: detected.")
 flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: detected.")
 flags.DEFINE_integer("coils_axis", None, "Axis of the coils in the file, e.g. 1; default: detected.")
+flags.DEFINE_enum("time", None, TIMES, "What is time in the file; default: detected.")
+flags.DEFINE_integer("slice", None, "Slice to use, counting from 0, of a file with several.", lower_bound=0)
+flags.DEFINE_integer("set", None, "Set to use, such as a velocity encoding, of a file with several.", lower_bound=0)
 flags.DEFINE_string(
     "maps", None, "Coil maps: walsh, espirit, or a file (coils, height, width); default: chosen by the mask."
 )
@@ -76,6 +81,9 @@ SHORTHANDS = {
     "kind": "data.kind",
     "frames_axis": "data.frames_axis",
     "coils_axis": "data.coils_axis",
+    "time": "data.time",
+    "slice": "data.slice",
+    "set": "data.set",
     "maps": "data.maps",
     "virtual_coils": "data.virtual_coils",
     "noise_std": "data.noise_std",
@@ -98,7 +106,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     job = Job.from_config(configuration(), FLAGS.seed)
-    several = FLAGS.data is not None and (Path(FLAGS.data).is_dir() or is_pattern(Path(FLAGS.data)))
+    several = FLAGS.data is not None and is_several_scans(Path(FLAGS.data))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (several and FLAGS.out):
         raise InputError("several processes of torchrun need --data with a folder or pattern of scans, and --out.")
     if torch.cuda.is_available():
@@ -143,7 +151,8 @@ def configuration():
     if FLAGS.mask and FLAGS.pattern:
         raise InputError("give --mask (a file) or --pattern (a mask to generate), not both.")
     owners = {
-        "data": ("key", "kind", "frames_axis", "coils_axis", "dc", "phase", "noise_std"),
+        "data": ("key", "kind", "frames_axis", "coils_axis", "time", "slice", "set", "dc", "phase",
+                 "noise_std"),
         "mask": ("mask_key",),
         "reference": ("reference_key",),
     }
