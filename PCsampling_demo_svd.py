@@ -6,6 +6,8 @@ or pattern of scans (`--data "scans/*.mat" --out folder`) is shared by the proce
 
 import utils.interrupt  # isort: skip  # noqa: F401, before what takes seconds to import
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +15,7 @@ from absl import flags
 
 import run_lib
 from configs.flags import define_config, run_command
-from mri.formats.stored import TIMES
+from mri.formats.stored import TIMES, SeveralSlices
 from mri.intake import acquire, is_several_scans, reference_from_file, scan_files
 from mri.masks import PATTERNS
 from mri.scan import Reference, Scan
@@ -125,13 +127,41 @@ def run() -> None:
 
 
 def reconstruct_one(job: Job, priors: Priors) -> None:
-    scan, reference = acquire(job.intake, 0 if FLAGS.data is None else Path(FLAGS.data))
+    try:
+        scan, reference = acquire(job.intake, 0 if FLAGS.data is None else Path(FLAGS.data))
+    except SeveralSlices as error:
+        reconstruct_slices(job, priors, error)
+        return
     refuse_mask_flags(scan, reference)
     reference = choose_reference(job, scan, reference)
     print(scan)
     folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
     out, rows, notes = run_lib.reconstruct_scan(scan, job, priors, folder, reference)
     print(summary(out, rows, notes))
+
+
+def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None:
+    """Every slice of a file into a folder of its own; one that cannot be used is left out."""
+    if FLAGS.reference:
+        raise InputError(f"--reference belongs to one slice; {several}")
+    out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
+    print(f"{FLAGS.data} holds {len(several.slices)} slices; each into a folder of {out} (--slice takes one of them)")
+    failures = 0
+    for index in several.slices:
+        data = replace(job.intake.data, slice=index)
+        one = replace(job, intake=replace(job.intake, data=data))
+        try:
+            scan, reference = acquire(one.intake, Path(FLAGS.data))
+            refuse_mask_flags(scan, reference)
+            print(scan)
+            kept = None if FLAGS.no_reference else reference
+            folder, rows, notes = run_lib.reconstruct_scan(scan, one, priors, out / f"slice_{index:02d}", kept)
+            print(summary(folder, rows, notes))
+        except InputError as error:
+            failures += 1
+            print(f"slice {index} is left out: {error}", file=sys.stderr)
+    if failures:
+        raise InputError(f"{failures} of {len(several.slices)} slices left out, each named above.")
 
 
 def reconstruct_several(job: Job, priors: Priors) -> None:

@@ -278,12 +278,21 @@ def _mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor,
 def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Tensor, str]:
     """The mask of under-sampled k-space: from its file, or from the zeros; and its name."""
     shape = (sampled.shape[0], sampled.shape[1], sampled.shape[2])
+    if not intake.mask.path and stored.mask is not None:
+        return fit_mask(stored.mask, shape, f"{stored.path}: what was measured"), "as the readouts of the file say"
     if not intake.mask.path:
         exact = not stored.data.abs().sum(dim=1)[~sampled].any()
         zeros = "the zeros in k-space" if exact else f"samples below {TINY:g} of the largest, which count as zero"
         return fit_mask(sampled, shape, f"{stored.path}: the mask detected from its zeros"), f"detected from {zeros}"
     mask, name = _mask_to_apply(intake, shape)
     missing = (mask & ~sampled).double().sum() / mask.double().sum()
+    if missing > 0.01 and (mask == mask[0]).all() and not (sampled == sampled[0]).all():
+        same = [i for i in range(len(mask)) if torch.equal(mask[i], sampled[i])]
+        whose = f"the mask of frame {same[0]} alone" if same else "one mask for all frames"
+        raise InputError(
+            f"{name} is {whose}, and {stored.path} was sampled otherwise from frame to frame; leave out --mask to find "
+            "the mask from the zeros, or give it with all frames."
+        )
     if missing > 0.01:
         raise InputError(
             f"{name} does not match {stored.path}: {missing:.0%} of its samples are zero in the k-space; give the mask "

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from mri.formats.limits import check_size
-from mri.formats.stored import ReadOptions
+from mri.formats.stored import ReadOptions, SeveralSlices
 from utils.errors import InputError
 
 COUNTERS = ("phase", "repetition", "contrast", "set", "slice")
@@ -119,6 +119,8 @@ def _chosen(path: Path, readouts: Readouts, options: ReadOptions) -> tuple[np.nd
             continue
         values = np.unique(readouts.counters[name])
         listed = ", ".join(map(str, values))
+        if wanted is None and len(values) > 1 and name == "slice":
+            raise SeveralSlices(str(path), values.tolist())
         if wanted is None and len(values) > 1:
             raise InputError(f"{path} holds {len(values)} {name}s ({listed}); choose one with --{name}.")
         if wanted is not None and wanted not in values:

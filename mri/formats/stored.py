@@ -1,5 +1,6 @@
 """A scan as a file holds it: k-space of one or several coils, or images to simulate a scan from."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,15 @@ from utils.errors import InputError
 
 Kind = Literal["magnitude", "complex", "kspace"]
 TIMES = ("phase", "repetition", "contrast", "set", "slice")  # what may be taken as time
+
+
+class SeveralSlices(InputError):
+    """A file holds several slices and none is chosen."""
+
+    def __init__(self, where: str, slices: Sequence[int]) -> None:
+        listed = ", ".join(map(str, slices))
+        super().__init__(f"{where} holds {len(slices)} slices ({listed}); choose one with --slice.")
+        self.slices = tuple(slices)
 
 
 @dataclass(frozen=True)
@@ -188,11 +198,11 @@ def as_complex64(where: str, array: np.ndarray, kind: str | None) -> torch.Tenso
     return torch.from_numpy(data)
 
 
-def choose_slice(where: str, count: int, asked: int | None, wording: str = "slices") -> int:
+def choose_slice(where: str, count: int, asked: int | None) -> int:
     """The index of the slice that is meant, counting from 0; several are never chosen from silently."""
     if asked is None:
         if count > 1:
-            raise InputError(f"{where} holds {count} {wording}; choose one with --slice 0 to --slice {count - 1}.")
+            raise SeveralSlices(where, range(count))
         return 0
     if not 0 <= asked < count:
         raise InputError(f"{where} has no slice {asked}; --slice counts from 0 and is at most {count - 1}.")
