@@ -284,8 +284,8 @@ def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tup
         exact = not stored.data.abs().sum(dim=1)[~sampled].any()
         zeros = "the zeros in k-space" if exact else f"samples below {TINY:g} of the largest, which count as zero"
         return fit_mask(sampled, shape, f"{stored.path}: the mask detected from its zeros"), f"detected from {zeros}"
-    mask, name = _mask_to_apply(intake, shape)
-    missing = (mask & ~sampled).double().sum() / mask.double().sum()
+    mask, name = _mask_that_fits(intake, shape, sampled)
+    missing = _unmeasured(mask, sampled)
     if missing > 0.01 and (mask == mask[0]).all() and not (sampled == sampled[0]).all():
         same = [i for i in range(len(mask)) if torch.equal(mask[i], sampled[i])]
         whose = f"the mask of frame {same[0]} alone" if same else "one mask for all frames"
@@ -299,6 +299,33 @@ def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tup
             "the scan was made with, or none, to find it from the zeros."
         )
     return mask, name
+
+
+def _unmeasured(mask: Tensor, sampled: Tensor) -> float:
+    """Share of the samples of a mask that are zero in the k-space."""
+    return ((mask & ~sampled).double().sum() / mask.double().sum()).item()
+
+
+def _mask_that_fits(intake: Intake, shape: tuple[int, int, int], sampled: Tensor) -> tuple[Tensor, str]:
+    """The mask of a file and its name; with rows and columns exchanged where only so it is that of the k-space.
+
+    CMRxRecon stores masks in the order of MATLAB and k-space as HDF5 has it.
+    """
+    path = intake.mask.path
+    read = resized_mask(load_mask(path, intake.mask.key or None), intake.data.frames, intake.data.size, shape)
+    try:
+        mask = fit_mask(read, shape, path)
+        if _unmeasured(mask, sampled) <= 0.01:
+            return mask, path
+    except InputError:
+        mask = None
+    try:
+        turned = fit_mask(read.mT, shape, path)
+        if _unmeasured(turned, sampled) <= 0.01:
+            return turned, f"{path}, its rows and columns exchanged to fit the k-space"
+    except InputError:
+        pass
+    return fit_mask(read, shape, path) if mask is None else mask, path
 
 
 def _maps_of_file(intake: Intake, stored: Stored) -> tuple[Tensor | None, str]:

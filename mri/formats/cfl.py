@@ -28,7 +28,7 @@ def recognises(path: Path) -> bool:
     if path.suffix.lower() == ".cfl" and files_of(path) is None:
         raise InputError(f"{path}: the header {path.with_suffix('.hdr')} is missing; copy both files of BART.")
     files = files_of(path)
-    return files is not None and files[1].open("rb").read(1) == b"#"
+    return files is not None and files[1].read_bytes()[:1] == b"#"
 
 
 def read(path: Path, options: ReadOptions) -> Stored:

@@ -53,13 +53,14 @@ def read(path: Path, options: ReadOptions) -> Stored:
     damaged = InputError(f"{path} is a file of {NAME} that is damaged or cut short; save or download it again.")
     try:
         # the suffix may be another than the content
-        packed = path.open("rb").read(2) == GZIP
-        opener = gzip.open(path) if packed else path.open("rb")
-        with opener as file:
+        with path.open("rb") as file:
+            packed = file.read(2) == GZIP
+        with gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(352)
             kind = nibabel.Nifti2Image if head[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
             if head[344:347] == b"ni1" or head[4:7] == b"ni2":
                 raise InputError(f"{path} is a pair of .hdr and .img; save it as one .nii file.")
+            unscaled = _unscaled(path, head, kind is nibabel.Nifti1Image)
             file.seek(0)
             image = kind.from_stream(file)
             shape = tuple(int(n) for n in image.shape)
@@ -68,7 +69,6 @@ def read(path: Path, options: ReadOptions) -> Stored:
             index, layout = _selection(path, shape, options)
             read = [n for n, i in zip(shape, index, strict=True) if i == slice(None)]
             check_size(path, int(np.prod(read, dtype=object)))
-            layout += _unscaled(path, head, kind is nibabel.Nifti1Image)
             array = np.asanyarray(image.dataobj[tuple(index)])
             header = image.header
             affine, zooms, units = image.affine, header.get_zooms(), int(header["xyzt_units"])
@@ -89,7 +89,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     geometry = Geometry.from_affine(
         affine, slice_thickness_mm=float(zooms[2]) or None, frame_time_ms=step if step > 0 else None
     )
-    finding = Finding(path, "", NAME, array, str(path), tuple(layout), sha256(path))
+    finding = Finding(path, "", NAME, array, str(path), (*layout, *unscaled), sha256(path))
     return finished(finding, "image", geometry=geometry)
 
 
