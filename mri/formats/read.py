@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 from mri.formats import array_scan
+from mri.formats.cfl import files_of
 from mri.formats.detect import reader_of
 from mri.formats.stored import ReadOptions, Stored
+from utils.errors import InputError
 
 
 def load_scan(
@@ -51,6 +53,18 @@ def load_scan(
     path = Path(path)
     reader = reader_of(path)
     by_hand = frames_axis is not None or coils_axis is not None
-    if reader is None or (by_hand and getattr(reader, "ARRAYS", False)):
-        return array_scan.read(path, options)
-    return reader.read(path, options)
+    before = _stamps(path)
+    try:
+        if reader is None or (by_hand and getattr(reader, "ARRAYS", False)):
+            return array_scan.read(path, options)
+        return reader.read(path, options)
+    finally:
+        if _stamps(path) != before:  # and whatever was read, or said to be wrong with it, is of neither version
+            raise InputError(f"{path} changed while it was read; wait until it is written, and start again.")
+
+
+def _stamps(path: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the files that a path means."""
+    files = sorted(path.iterdir()) if path.is_dir() else list(files_of(path) or [path])
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
+    return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]

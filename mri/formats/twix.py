@@ -4,7 +4,6 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mri.formats.checksum import sha256
 from mri.formats.limits import check_size
@@ -42,16 +41,23 @@ def read(path: Path, options: ReadOptions) -> Stored:
         raise InputError(f"{path} is {NAME}, which needs twixtools: pip install twixtools.") from None
     check_size(path, path.stat().st_size // 8, "split it by measurements")
     try:
-        measurements = twixtools.read_twix(str(path), parse_pmu=False, verbose=False)
+        measurements = twixtools.read_twix(
+            str(path), parse_prot=False, parse_geometry=False, parse_pmu=False, keep_syncdata=False, verbose=False
+        )
+        blocks = measurements[-1]["mdb"]
+        try:
+            return from_blocks(path, blocks, options)
+        finally:
+            for block in blocks[:1]:
+                block.fid.close()  # twixtools leaves it open
+    except InputError:
+        raise
     except Exception:  # twixtools checks nothing and fails where the damage leads it
         raise InputError(f"{path} is {NAME} that is damaged or cut short; export it again.") from None
-    measurement = [one for one in measurements if isinstance(one, dict) and "mdb" in one][-1]
-    return from_blocks(path, measurement["mdb"], options)
 
 
 def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:
     """The scan of twixtools' measurement data blocks."""
-    noise = [block.data for block in blocks if block.is_flag_set("NOISEADJSCAN")]
     imaging = [block for block in blocks if block.is_image_scan()]
     if not imaging:
         raise InputError(f"{path} holds no readout of an image; give the imaging scan.")
@@ -70,16 +76,15 @@ def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:
     counters = {name: np.array([int(getattr(block, own)) for block in imaging]) for name, own in names.items()}
     readouts = Readouts(samples, width // 2 - centre, line + height // 2 - middle, counters, height, width)
     assembled = assemble(path, readouts, options)
-    fitting = [np.asarray(one, np.complex64) for one in noise if one.shape[0] == assembled.kspace.shape[1]]
-    values = torch.from_numpy(np.concatenate(fitting, axis=1)) if fitting else None
-    left_out = len(blocks) - len(imaging) - len(noise)
+    # the noise scan, too: without its bandwidth it does not give the noise of the image
+    left_out = len(blocks) - len(imaging)
     layout = (
         f"{len(imaging)} readouts of {width} samples, oversampled {OVERSAMPLING:g} times", *assembled.said,
         *([f"{left_out} readouts that are no image are left out"] if left_out else []),
         "warning: this reader was not tested with a file of a scanner; check the zero-filled images",
     )  # fmt: skip
     return finished(
-        Finding(path, "", NAME, assembled.kspace, str(path), layout, sha256(path)), "kspace", noise=values,
+        Finding(path, "", NAME, assembled.kspace, str(path), layout, sha256(path)), "kspace",
         mask=assembled.mask, averages=assembled.averages, oversampling=OVERSAMPLING,
         real_time=assembled.time == "repetition",
     )  # fmt: skip

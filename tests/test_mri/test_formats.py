@@ -363,6 +363,20 @@ def test_a_header_of_20_gigabytes(tmp_path):
     refusal(path, "GiB", "memory")
 
 
+def test_a_file_that_changes_while_it_is_read(tmp_path, image, monkeypatch):
+    path = tmp_path / "scan.npy"
+    np.save(path, image.numpy())
+    read = np.load
+
+    def load(*arguments, **options):
+        with path.open("ab") as file:
+            file.write(b"more")
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    refusal(path, "changed while it was read")
+
+
 def test_links_to_other_files_are_not_followed(tmp_path, image):
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["kspace"] = image.numpy()
