@@ -19,6 +19,8 @@ class Frame:
     ----------
     time_ms
         trigger time.
+    acquired_ms
+        time of acquisition.
     temporal, instance
         temporal position and instance number.
     expected
@@ -37,6 +39,7 @@ class Frame:
     slope: float = 1.0
     intercept: float = 0.0
     time_ms: float | None = None
+    acquired_ms: float | None = None
     temporal: float | None = None
     instance: float | None = None
     expected: int | None = None
@@ -55,6 +58,15 @@ def number(dataset: Any, name: str) -> float | None:
         value = dataset.get(name)
         return None if value is None or value == "" else float(value)
     except (TypeError, ValueError):
+        return None
+
+
+def milliseconds(value: Any) -> float | None:
+    """A time of day, HHMMSS.FFFFFF, in ms; None where it is missing or damaged."""
+    text = str(value or "").split("+")[0].split("-")[0]
+    try:
+        return 1000 * (3600 * int(text[:2]) + 60 * int(text[2:4]) + float(text[4:])) if len(text) >= 6 else None
+    except ValueError:
         return None
 
 
@@ -102,7 +114,8 @@ def classic_frame(file: Path, dataset: Any) -> Frame:
     expected = number(dataset, "CardiacNumberOfImages")
     return Frame(
         file, (int(dataset.Rows), int(dataset.Columns)), lambda: dataset.pixel_array,
-        time_ms=number(dataset, "TriggerTime"), temporal=number(dataset, "TemporalPositionIdentifier"),
+        time_ms=number(dataset, "TriggerTime"), acquired_ms=milliseconds(dataset.get("AcquisitionTime")),
+        temporal=number(dataset, "TemporalPositionIdentifier"),
         instance=number(dataset, "InstanceNumber"), expected=int(expected) if expected else None,
         component=_component(dataset), **_place(dataset), **_scaling(dataset),
     )  # fmt: skip
@@ -124,6 +137,7 @@ def enhanced_frames(file: Path, dataset: Any) -> list[Frame]:
         frames.append(Frame(
             file, shape, partial(lambda index: whole()[index], i),
             time_ms=number(groups, "NominalCardiacTriggerDelayTime") if each else None,
+            acquired_ms=milliseconds(str(groups.get("FrameAcquisitionDateTime") or "")[8:]),
             temporal=number(groups, "TemporalPositionIndex") if each else None,
             instance=number(groups, "InStackIndex") if number(groups, "InStackIndex") is not None else float(i),
             component=_component(groups), interval_ms=number(dataset, "FrameTime"),

@@ -13,6 +13,7 @@ from mri.geometry import Geometry
 from utils.errors import InputError
 
 NAME = "DICOM"
+HEARTBEAT_MS = 2000  # a series that lasts longer is not one heartbeat
 MISSING = 1.5  # of the usual interval: a longer one has lost a frame
 
 
@@ -44,8 +45,9 @@ def read(path: Path, options: ReadOptions) -> Stored:
     check_size(path, len(frames) * int(np.prod(frames[0].shape)))
     array = np.stack([_pixels(path, frame) for frame in frames])[:, None]
     layout = (f"{len(frames)} images, {order}", *more, *said)
-    geometry = _geometry(frames)
-    return finished(Finding(path, "", NAME, array, str(path), layout, sha256(path)), "image", geometry=geometry)
+    geometry, real_time = _geometry(frames)
+    finding = Finding(path, "", NAME, array, str(path), layout, sha256(path))
+    return finished(finding, "image", geometry=geometry, real_time=real_time)
 
 
 def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:
@@ -149,11 +151,17 @@ def _pixels(path: Path, frame: Frame) -> np.ndarray:
     return pixels.astype(np.float32) * np.float32(frame.slope) + np.float32(frame.intercept)
 
 
-def _geometry(frames: list[Frame]) -> Geometry:
+def _geometry(frames: list[Frame]) -> tuple[Geometry, bool]:
+    """Where the images lie and when they were taken, and whether they are a real-time series."""
     first = frames[0]
-    times = [frame.time_ms for frame in frames if frame.time_ms is not None]
-    known = len(times) == len(frames) and len(set(times)) == len(times)
-    step = float(np.median(np.diff(times))) if known else first.interval_ms
+    times = _increasing([frame.time_ms for frame in frames])
+    real_time = False
+    if times is None:
+        times = _increasing([frame.acquired_ms for frame in frames])
+        real_time = times is not None and times[-1] - times[0] > HEARTBEAT_MS
+        if not real_time:  # scanners give all phases of a heartbeat the time at which they were reconstructed
+            times = None
+    step = float(np.median(np.diff(times))) if times is not None else first.interval_ms
     voxel = None
     if first.spacing is not None:
         voxel = (*first.spacing, first.slice_spacing or first.thickness or 1.0)
@@ -163,5 +171,11 @@ def _geometry(frames: list[Frame]) -> Geometry:
         orientation=first.orientation,
         position_mm=first.position,
         frame_time_ms=step,
-        frame_times_ms=tuple(times) if known else None,
-    )
+        frame_times_ms=tuple(times) if times is not None else None,
+    ), real_time
+
+
+def _increasing(times: list[float | None]) -> list[float] | None:
+    """The times, where all are known and each is later than the one before."""
+    known = [time for time in times if time is not None]
+    return known if len(known) == len(times) and all(np.diff(known) > 0) else None

@@ -81,6 +81,10 @@ def read(path: Path, options: ReadOptions) -> Stored:
     oversampling = readouts.width / round(readouts.width / header.oversampling)
     if oversampling > 1:
         details.append(f"readout oversampled {oversampling:.3g} times")
+    if header.phase_oversampling > 1.01:
+        details.append(f"phase oversampling ({header.phase_oversampling:.3g}) is kept in the images")
+    if readouts.height > header.encoded_matrix[1] > 0:
+        details.append(f"k-space has {readouts.height} lines around its centre, the header {header.encoded_matrix[1]}")
     return finished(
         finding, "kspace", details=details, noise=samples, mask=assembled.mask, averages=assembled.averages,
         oversampling=oversampling, geometry=_geometry(header, heads, assembled, readouts, oversampling),
@@ -148,14 +152,12 @@ def _readouts(path: Path, header: Header, imaging: np.ndarray) -> Readouts:
     start = np.where((start < 0) | (start + length > width), width - length, start)
     step = heads["idx"]["kspace_encode_step_1"].astype(int)
     height = header.encoded_matrix[1] or int(step.max()) + 1
-    lines = step + height // 2 - header.centers.get("kspace_encoding_step_1", height // 2)
-    if lines.min() < 0 or lines.max() >= height:
-        if step.max() >= height:
-            raise InputError(
-                f"{path} has phase encoding {step.max()} and its header says {height} of them; correct the header's "
-                "encoded matrix."
-            )
-        lines = step  # a centre that cannot be
+    centre = header.centers.get("kspace_encoding_step_1", 0)
+    if not step.max() / 8 < centre <= step.max():  # partial Fourier measures more than an eighth of the other half
+        centre = height // 2
+    # partial Fourier counts from the first measured line, and some headers name as many lines as were measured
+    height = max(height, 2 * centre, 2 * (int(step.max()) + 1 - centre))
+    lines = step + height // 2 - centre
     samples = [
         _values(path, acquisition)[:, first : n - last]
         for acquisition, first, last, n in zip(imaging, pre, post, length, strict=True)
@@ -183,6 +185,8 @@ def _geometry(
     header: Header, heads: np.ndarray, assembled: Assembled, readouts: Readouts, oversampling: float
 ) -> Geometry:
     voxel = header.voxel_mm
+    if voxel is not None:
+        voxel = (voxel[0] * header.encoded_matrix[1] / readouts.height, *voxel[1:])
     along_row, along_column = (heads[name][0].astype(float) for name in ("read_dir", "phase_dir"))
     known = voxel is not None and abs(along_row).sum() > 0 and abs(along_column).sum() > 0
     position = None

@@ -41,6 +41,12 @@ class Header:
         return max(1.0, encoded / recon) if encoded > 0 and recon > 0 else 1.0
 
     @property
+    def phase_oversampling(self) -> float:
+        """Field of view along the phase encoding over the prescribed one."""
+        encoded, recon = self.encoded_fov_mm[1], self.recon_fov_mm[1]
+        return max(1.0, encoded / recon) if encoded > 0 and recon > 0 else 1.0
+
+    @property
     def voxel_mm(self) -> tuple[float, float, float] | None:
         """Distance of rows, of columns, and the slice thickness."""
         if 0 in self.encoded_matrix or 0 in self.encoded_fov_mm:

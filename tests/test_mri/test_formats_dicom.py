@@ -129,6 +129,14 @@ def test_instance_numbers_order_what_has_no_trigger_time(tmp_path, values):
     assert stored.geometry.frame_time_ms is None
 
 
+def test_a_real_time_series(tmp_path, values):
+    times = [f"1200{seconds:09.6f}" for seconds in (0, 0.9, 1.8, 2.7, 3.6, 4.5)]
+    folder = classic(tmp_path / "series", values, TriggerTime=None, AcquisitionTime=times)
+    scan, _ = scan_from_file(Intake(), folder)
+    assert scan.real_time and scan.geometry.frame_time_ms == pytest.approx(900)
+    assert any("real-time" in note for note in prepare(scan).notes)
+
+
 def test_irregular_times_are_no_cycle(tmp_path, values):
     times = [0.0, 40.0, 90.0, 130.0, 185.0, 225.0]
     folder = classic(tmp_path / "series", values, TriggerTime=times)

@@ -82,6 +82,24 @@ def test_cmrxrecon_slices(tmp_path, kspace):
     refusal(path, "first axis of CMRxRecon is time", time="slice")
 
 
+def test_cmrxrecon_saved_again_as_matlab_7(tmp_path, kspace):
+    path = tmp_path / "cine_sax.mat"
+    scipy.io.savemat(path, {"kspace_sub04": torch.stack([kspace, 2 * kspace], 1).numpy().T})  # (kx, ky, coil, slice, t)
+    with pytest.raises(SeveralSlices):
+        load_scan(path)
+    assert torch.equal(load_scan(path, slice=1).data, 2 * kspace)
+
+
+def test_an_axis_that_is_slices_or_coils(tmp_path, kspace):
+    path = tmp_path / "scan.mat"
+    save(path, kspace_sub04=kspace)
+    refusal(path, "3 slices or coils", "--slice", "--coils_axis")
+    assert torch.equal(load_scan(path, slice=1).data, kspace[:, 1:2])
+    save(path, kspace_single_sub04=kspace)
+    with pytest.raises(SeveralSlices):
+        load_scan(path)
+
+
 def test_cmrxrecon_pairs_along_the_last_axis(tmp_path, kspace):
     path = tmp_path / "scan.mat"
     with h5py.File(path, "w") as file:

@@ -156,6 +156,15 @@ def test_partial_fourier_with_its_centre_in_the_header(tmp_path, oversampled, ma
     assert torch.equal(stored.data, torch.where(measured[:, None, :, None], oversampled, 0))
 
 
+def test_a_header_that_counts_the_measured_lines_alone(tmp_path, oversampled, mask):
+    path = tmp_path / "scan.h5"
+    with Writer(path, center=40) as file:  # 40 lines on one side of the centre are not in a matrix of 64
+        file.scan(oversampled, mask[:, :50], line_offset=-8)
+    stored = load_scan(path)
+    assert stored.data.shape[2] == 80 and stored.mask[:, 8:58, 0].equal(mask[:, :50])
+    assert "80 lines around its centre" in str(stored) and stored.geometry.voxel_mm[0] == pytest.approx(192 / 80)
+
+
 def test_averages(tmp_path, oversampled, mask):
     path = tmp_path / "scan.h5"
     with Writer(path) as file:
