@@ -6,6 +6,8 @@ or pattern of scans (`--data "scans/*.mat" --out folder`) is shared by the proce
 
 import utils.interrupt  # isort: skip  # noqa: F401, before what takes seconds to import
 import os
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +15,8 @@ from absl import flags
 
 import run_lib
 from configs.flags import define_config, run_command
-from mri.intake import acquire, is_pattern, reference_from_file, scan_files
+from mri.formats.stored import TIMES, SeveralSlices
+from mri.intake import acquire, is_several_scans, reference_from_file, scan_files
 from mri.masks import PATTERNS
 from mri.scan import Reference, Scan
 from report.results import summary
@@ -25,12 +28,16 @@ FLAGS = flags.FLAGS
 
 define_config(Path(__file__).parent / "configs/ve/cpu_demo.py")
 flags.DEFINE_string(
-    "data", None, "Scan file (images or k-space), or a folder or pattern of scans; default: the built-in heart phantom."
+    "data", None, "Scan file (images or k-space, docs/formats.md), a DICOM folder, or a folder or pattern of scans; "
+    "default: the built-in heart phantom."
 )
-flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace).")
+flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspace; for DICOM: series number).")
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: detected.")
 flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: detected.")
 flags.DEFINE_integer("coils_axis", None, "Axis of the coils in the file, e.g. 1; default: detected.")
+flags.DEFINE_enum("time", None, TIMES, "What is time in the file; default: detected.")
+flags.DEFINE_integer("slice", None, "Slice to use, counting from 0, of a file with several.", lower_bound=0)
+flags.DEFINE_integer("set", None, "Set to use, such as a velocity encoding, of a file with several.", lower_bound=0)
 flags.DEFINE_string(
     "maps", None, "Coil maps: walsh, espirit, or a file (coils, height, width); default: chosen by the mask."
 )
@@ -76,6 +83,9 @@ SHORTHANDS = {
     "kind": "data.kind",
     "frames_axis": "data.frames_axis",
     "coils_axis": "data.coils_axis",
+    "time": "data.time",
+    "slice": "data.slice",
+    "set": "data.set",
     "maps": "data.maps",
     "virtual_coils": "data.virtual_coils",
     "noise_std": "data.noise_std",
@@ -98,7 +108,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     job = Job.from_config(configuration(), FLAGS.seed)
-    several = FLAGS.data is not None and (Path(FLAGS.data).is_dir() or is_pattern(Path(FLAGS.data)))
+    several = FLAGS.data is not None and is_several_scans(Path(FLAGS.data))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (several and FLAGS.out):
         raise InputError("several processes of torchrun need --data with a folder or pattern of scans, and --out.")
     if torch.cuda.is_available():
@@ -117,13 +127,41 @@ def run() -> None:
 
 
 def reconstruct_one(job: Job, priors: Priors) -> None:
-    scan, reference = acquire(job.intake, 0 if FLAGS.data is None else Path(FLAGS.data))
+    try:
+        scan, reference = acquire(job.intake, 0 if FLAGS.data is None else Path(FLAGS.data))
+    except SeveralSlices as error:
+        reconstruct_slices(job, priors, error)
+        return
     refuse_mask_flags(scan, reference)
     reference = choose_reference(job, scan, reference)
     print(scan)
     folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
     out, rows, notes = run_lib.reconstruct_scan(scan, job, priors, folder, reference)
     print(summary(out, rows, notes))
+
+
+def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None:
+    """Every slice of a file into a folder of its own; one that cannot be used is left out."""
+    if FLAGS.reference:
+        raise InputError(f"--reference belongs to one slice; {several}")
+    out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
+    print(f"{FLAGS.data} holds {len(several.slices)} slices; each into a folder of {out} (--slice takes one of them)")
+    failures = 0
+    for index in several.slices:
+        data = replace(job.intake.data, slice=index)
+        one = replace(job, intake=replace(job.intake, data=data))
+        try:
+            scan, reference = acquire(one.intake, Path(FLAGS.data))
+            refuse_mask_flags(scan, reference)
+            print(scan)
+            kept = None if FLAGS.no_reference else reference
+            folder, rows, notes = run_lib.reconstruct_scan(scan, one, priors, out / f"slice_{index:02d}", kept)
+            print(summary(folder, rows, notes))
+        except InputError as error:
+            failures += 1
+            print(f"slice {index} is left out: {error}", file=sys.stderr)
+    if failures:
+        raise InputError(f"{failures} of {len(several.slices)} slices left out, each named above.")
 
 
 def reconstruct_several(job: Job, priors: Priors) -> None:
@@ -143,7 +181,8 @@ def configuration():
     if FLAGS.mask and FLAGS.pattern:
         raise InputError("give --mask (a file) or --pattern (a mask to generate), not both.")
     owners = {
-        "data": ("key", "kind", "frames_axis", "coils_axis", "dc", "phase", "noise_std"),
+        "data": ("key", "kind", "frames_axis", "coils_axis", "time", "slice", "set", "dc", "phase",
+                 "noise_std"),
         "mask": ("mask_key",),
         "reference": ("reference_key",),
     }

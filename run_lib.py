@@ -22,6 +22,7 @@ import torch
 
 from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
+from mri.formats.detect import scan_name
 from mri.intake import DataSettings, Intake, MaskSettings, acquire, scan_files
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
@@ -331,7 +332,7 @@ def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
 
 
 def _name(source: Path | int) -> str:
-    return f"heart{source}" if isinstance(source, int) else source.stem
+    return f"heart{source}" if isinstance(source, int) else scan_name(source)
 
 
 def _wait_for_others(out: Path, sources: Sequence[Path | int]) -> None:

@@ -30,3 +30,9 @@ def ifft2c(kspace: Tensor) -> Tensor:
     return torch.fft.fftshift(
         torch.fft.ifft2(torch.fft.ifftshift(kspace, dim=(-2, -1)), norm="ortho"), dim=(-2, -1)
     )
+
+
+def fft1c(values: Tensor, inverse: bool = False) -> Tensor:
+    """The same transform, or its inverse, over the last axis alone."""
+    transform = torch.fft.ifft if inverse else torch.fft.fft
+    return torch.fft.fftshift(transform(torch.fft.ifftshift(values, dim=-1), norm="ortho"), dim=-1)

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
 from mri.combined import refuse_combined_after_undersampling
-from mri.formats import SUFFIXES, Stored, load_mask, load_scan
-from mri.formats.stored import load_maps
-from mri.fourier import fft2c, ifft2c
+from mri.formats import Stored, load_mask, load_scan
+from mri.formats.array_scan import load_maps
+from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, scan_name
+from mri.formats.stored import TIMES
+from mri.fourier import fft2c
 from mri.masks import PATTERNS, fit_mask, make_mask
+from mri.oversampling import crop_readout, cropped_matrix
 from mri.phantom import simulate_scan
 from mri.phase import smooth_phase
+from mri.resize import interpolated, resized, resized_mask
 from mri.scan import Reference, Scan, Source
 from utils.errors import InputError
 from utils.settings import Settings, setting
@@ -24,7 +28,6 @@ from utils.settings import Settings, setting
 Tensor = torch.Tensor
 
 TINY = 2e-7  # of the largest value of k-space: rounding of single precision
-MOST_CYCLES = 16  # a scan is repeated to make a longer one; more than this is a typing error
 EMBEDDED_FRAMES, EMBEDDED_SIZE = 16, 96
 EMBEDDED_COILS, EMBEDDED_NOISE = 8, 0.01
 
@@ -40,6 +43,9 @@ class DataSettings(Settings):
     kind: str = setting("", "image | kspace; empty: found", choices=("", "image", "kspace"))
     frames_axis: int | None = setting(None, "axis of time in the file, e.g. -1; None: found", optional=int)
     coils_axis: int | None = setting(None, "axis of the coils in the file; None: found", optional=int)
+    time: str = setting("", "what is time in the file; empty: found", choices=("", *TIMES))
+    slice: int | None = setting(None, "slice of a file with several, from 0", least=0, optional=int)
+    set: int | None = setting(None, "set (such as a velocity encoding) of a file with several", least=0, optional=int)
     dc: str = setting("center", "where zero frequency lies in k-space files", choices=("center", "corner"))
     phase: str = setting("smooth", "phase given to magnitude images", choices=("smooth", "none"))
     frames: int = setting(0, "frames used; 0: all (built-in heart phantom: 16); image series with "
@@ -110,8 +116,12 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         for a file that cannot be used; among others for coils that were combined after under-sampling.
     """
     data = intake.data
-    stored = load_scan(path, data.key or None, data.kind or None, data.frames_axis, data.dc, data.coils_axis)
-    stored, gain, found = resized(data, stored)
+    stored = load_scan(
+        path, data.key or None, data.kind or None, data.frames_axis, data.dc, data.coils_axis,
+        time=data.time or None, slice=data.slice, set=data.set,
+    )  # fmt: skip
+    stored, gain = resized(stored, data.frames, data.size)
+    found = str(stored)
     if stored.kind != "kspace":
         found += _suspicion(fft2c(stored.data[:, 0]), path)
         image = stored.data[:, 0]
@@ -122,20 +132,39 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         return _undersampled(
             intake, kspace, stored, Reference(image), found, noise_std=(data.noise_std or 0.0) * gain
         )
-    sampled = sampled_locations(stored.data)
+    sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
     maps, said = _maps_of_file(intake, stored) if stored.data.shape[1] > 1 else (None, "")
     found = f"{found}\n{said}" if said else found
     noise = None if stored.noise is None else stored.noise * gain
     level = None if data.noise_std is None else data.noise_std * gain
-    more = {"noise_samples": noise, "noise_std": level, "coil_maps": maps}
+    more = {"noise_samples": noise, "noise_std": level, "coil_maps": maps, "averages": stored.averages}
     if sampled.all():
+        stored = _without_oversampling(stored, sampled)
+        more["averages"] = stored.averages
         found += _suspicion(stored.data[:, 0], path)
         full = Reference(kspace=stored.data, noisy=True) if stored.image is None else Reference(stored.image)
         return _undersampled(intake, stored.data, stored, full, found, **more)
     mask, how = _mask_of_measurement(intake, stored, sampled)
     source = _source(stored, f"{found}\nprospectively under-sampled; mask {how}")
     reference = None if stored.image is None else Reference(stored.image)
-    return Scan.from_arrays(stored.data, mask, source=source, **more), reference
+    more["readout_oversampling"] = stored.oversampling
+    return Scan.from_arrays(stored.data, mask, source=source, **more, **_when_and_where(stored)), reference
+
+
+def _when_and_where(stored: Stored) -> dict[str, Any]:
+    return {"geometry": stored.geometry, "real_time": stored.real_time}
+
+
+def _without_oversampling(stored: Stored, sampled: Tensor) -> Stored:
+    """Fully sampled k-space as a mask is to under-sample it: of the central field of view alone."""
+    if stored.oversampling == 1:
+        return stored
+    kspace, mask = crop_readout(stored.data, sampled, stored.oversampling)
+    averages = stored.averages
+    if averages is not None:
+        averages = averages.amax(dim=-1, keepdim=True).expand(mask.shape).contiguous()
+    said = f"readout oversampling ({stored.oversampling:.3g}) removed"
+    return replace(stored, data=kspace, mask=mask, averages=averages, oversampling=1.0, details=(*stored.details, said))
 
 
 def _suspicion(kspace: Tensor, path: str | os.PathLike) -> str:
@@ -144,25 +173,28 @@ def _suspicion(kspace: Tensor, path: str | os.PathLike) -> str:
 
 
 def scan_files(path: str | os.PathLike, beside: Sequence[str] = ()) -> list[Path]:
-    """The scan file, or the sorted scan files of a folder or of a pattern such as `scans/*.mat`.
+    """The scan file or DICOM series, or the sorted scans of a folder or of a pattern such as `scans/*.mat`.
 
     Files named in `beside`, such as that of the mask or the coil maps, are no scans.
     """
     path = Path(path)
-    if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
-    elif is_pattern(path):
-        files = sorted(Path(name) for name in glob.glob(str(path)) if Path(name).suffix.lower() in SUFFIXES)
-    else:
+    if not is_several_scans(path):
         return [path]
+    entries = path.iterdir() if path.is_dir() else (Path(name) for name in glob.glob(str(path)))
+    files = sorted(f for f in entries if (is_one_scan(f) if f.is_dir() else has_scan_suffix(f)))
     others = {Path(name).resolve() for name in beside if name}
     files = [file for file in files if file.resolve() not in others]
     if not files:
-        raise InputError(f"{path} holds no scan; put {', '.join(SUFFIXES)} files there.")
-    twins = [f.name for f in files if sum(f.stem == other.stem for other in files) > 1]
+        raise InputError(f"{path} holds no scan; put {', '.join(SCAN_SUFFIXES)} files there.")
+    twins = [f.name for f in files if sum(scan_name(f) == scan_name(other) for other in files) > 1]
     if twins:
         raise InputError(f"{path}: {' and '.join(twins)} would share one folder of results; rename all but one.")
     return files
+
+
+def is_several_scans(path: Path) -> bool:
+    """Whether a path is a folder or a pattern of scans rather than one of them."""
+    return is_pattern(path) or not is_one_scan(path)
 
 
 def is_pattern(path: Path) -> bool:
@@ -179,18 +211,22 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
         for under-sampled k-space, or another shape than the scan's.
     """
     data, found, problems = intake.data, [], []
-    for frames_axis, dc in dict.fromkeys(product((None, data.frames_axis), ("center", data.dc))):
+    # a file may be laid out as the scan's is, or otherwise
+    choices = dict.fromkeys(product(
+        (None, data.frames_axis), ("center", data.dc), (None, data.time or None), (None, data.slice)
+    ))  # fmt: skip
+    for frames_axis, dc, time, index in choices:
         try:
-            stored = load_scan(path, key, None, frames_axis, dc, data.coils_axis)
+            stored = load_scan(path, key, None, frames_axis, dc, data.coils_axis, time=time, slice=index)
             repeated = "its cycle repeated" in scan.source.found
             if len(stored.data) < data.frames and not repeated:
                 raise InputError(f"{path} holds {len(stored.data)} frames and the scan {data.frames}; give as many.")
-            found.append(_reference(resized(data, stored)[0]))
+            found.append(_reference(resized(stored, data.frames, data.size)[0]))
         except InputError as error:
             problems.append(error)
-    shape = (len(scan.kspace), *scan.kspace.shape[2:])
+    shape = (len(scan.kspace), *scan.matrix)
     shapes = []
-    for reference in found:  # a file may be laid out as the scan's is, or otherwise
+    for reference in found:
         if reference.image is not None:
             shapes.append(tuple(reference.image.shape))
         elif reference.kspace is not None:
@@ -211,13 +247,14 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
 def _reference(stored: Stored) -> Reference:
     if stored.kind != "kspace":
         return Reference(image=stored.data[:, 0], found=stored.found)
-    if not sampled_locations(stored.data).all():
+    sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
+    if not sampled.all():
         raise InputError(f"{stored.path} is under-sampled k-space; a reference is fully sampled: give its images.")
-    return Reference(kspace=stored.data, noisy=True, found=stored.found)
+    return Reference(kspace=_without_oversampling(stored, sampled).data, noisy=True, found=stored.found)
 
 
 def _source(stored: Stored, found: str) -> Source:
-    return Source(stored.path.stem, found, str(stored.path), stored.format, stored.sha256)
+    return Source(scan_name(stored.path), found, str(stored.path), stored.format, stored.sha256)
 
 
 def _undersampled(
@@ -225,14 +262,14 @@ def _undersampled(
 ) -> tuple[Scan, Reference]:
     mask, how = _mask_to_apply(intake, (len(kspace), *kspace.shape[2:]))
     source = _source(stored, f"{found}\nfully sampled; retrospectively under-sampled by {how}")
-    return Scan.from_arrays(kspace, mask, source=source, **more), reference
+    return Scan.from_arrays(kspace, mask, source=source, **more, **_when_and_where(stored)), reference
 
 
 def _mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor, str]:
     """The mask of `intake.mask`, read or generated, for a scan of (frames, height, width), and its name."""
     mask = intake.mask
     if mask.path:
-        read = _resized_mask(intake.data, load_mask(mask.path, mask.key or None), shape)
+        read = resized_mask(load_mask(mask.path, mask.key or None), intake.data.frames, intake.data.size, shape)
         return fit_mask(read, shape, mask.path), mask.path
     generated = make_mask(mask.pattern, shape, mask.acceleration, mask.acs, intake.seed)
     return fit_mask(generated, shape), f"{mask.pattern}, R = {mask.acceleration:g}, {mask.acs} ACS lines"
@@ -241,12 +278,21 @@ def _mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor,
 def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Tensor, str]:
     """The mask of under-sampled k-space: from its file, or from the zeros; and its name."""
     shape = (sampled.shape[0], sampled.shape[1], sampled.shape[2])
+    if not intake.mask.path and stored.mask is not None:
+        return fit_mask(stored.mask, shape, f"{stored.path}: what was measured"), "as the readouts of the file say"
     if not intake.mask.path:
         exact = not stored.data.abs().sum(dim=1)[~sampled].any()
         zeros = "the zeros in k-space" if exact else f"samples below {TINY:g} of the largest, which count as zero"
         return fit_mask(sampled, shape, f"{stored.path}: the mask detected from its zeros"), f"detected from {zeros}"
-    mask, name = _mask_to_apply(intake, shape)
-    missing = (mask & ~sampled).double().sum() / mask.double().sum()
+    mask, name = _mask_that_fits(intake, shape, sampled)
+    missing = _unmeasured(mask, sampled)
+    if missing > 0.01 and (mask == mask[0]).all() and not (sampled == sampled[0]).all():
+        same = [i for i in range(len(mask)) if torch.equal(mask[i], sampled[i])]
+        whose = f"the mask of frame {same[0]} alone" if same else "one mask for all frames"
+        raise InputError(
+            f"{name} is {whose}, and {stored.path} was sampled otherwise from frame to frame; leave out --mask to find "
+            "the mask from the zeros, or give it with all frames."
+        )
     if missing > 0.01:
         raise InputError(
             f"{name} does not match {stored.path}: {missing:.0%} of its samples are zero in the k-space; give the mask "
@@ -255,11 +301,39 @@ def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tup
     return mask, name
 
 
+def _unmeasured(mask: Tensor, sampled: Tensor) -> float:
+    """Share of the samples of a mask that are zero in the k-space."""
+    return ((mask & ~sampled).double().sum() / mask.double().sum()).item()
+
+
+def _mask_that_fits(intake: Intake, shape: tuple[int, int, int], sampled: Tensor) -> tuple[Tensor, str]:
+    """The mask of a file and its name; with rows and columns exchanged where only so it is that of the k-space.
+
+    CMRxRecon stores masks in the order of MATLAB and k-space as HDF5 has it.
+    """
+    path = intake.mask.path
+    read = resized_mask(load_mask(path, intake.mask.key or None), intake.data.frames, intake.data.size, shape)
+    try:
+        mask = fit_mask(read, shape, path)
+        if _unmeasured(mask, sampled) <= 0.01:
+            return mask, path
+    except InputError:
+        mask = None
+    try:
+        turned = fit_mask(read.mT, shape, path)
+        if _unmeasured(turned, sampled) <= 0.01:
+            return turned, f"{path}, its rows and columns exchanged to fit the k-space"
+    except InputError:
+        pass
+    return fit_mask(read, shape, path) if mask is None else mask, path
+
+
 def _maps_of_file(intake: Intake, stored: Stored) -> tuple[Tensor | None, str]:
     """Coil maps that `--maps FILE` names, brought to the size that the scan was cut to, and what was found."""
     if intake.maps in ("auto", "walsh", "espirit"):
         return None, ""
     coils, height, width = stored.data.shape[1:]
+    width = cropped_matrix(width, stored.oversampling)
     maps, found = load_maps(intake.maps, coils)
     if intake.data.size and maps.shape[1] >= height and maps.shape[2] >= width:
         maps = interpolated(maps, height, width)
@@ -297,72 +371,6 @@ def _sampled_locations(kspace: Tensor) -> Tensor:
         if ((line_fraction == 0) | (line_fraction > 0.9)).all() and not (filled & empty_across).any():
             return filled
     return sampled
-
-
-def resized(data: DataSettings, stored: Stored) -> tuple[Stored, float, str]:
-    """The frames and the centre of k-space that are asked for; the gain of k-space that goes with it; what was done."""
-    found, gain, values, image = stored.found, 1.0, stored.data, stored.image
-    held, wanted, size = len(values), data.frames, data.size
-    if wanted > held and stored.kind == "kspace":
-        raise InputError(
-            f"{stored.path}: holds {held} frames of k-space, {wanted} are asked for; measured k-space is not repeated: "
-            "give --frames at most that."
-        )
-    if wanted > MOST_CYCLES * held:
-        raise InputError(
-            f"--frames {wanted} would repeat the {held} frames of the scan more than {MOST_CYCLES} times; give fewer."
-        )
-    if wanted and wanted != held:
-        index = torch.arange(wanted) % held
-        values, image = values[index], None if image is None else image[index]
-        found += f"; its first {wanted} frames" if wanted <= held else f"; its cycle repeated to {wanted}"
-    if size and (size, size) != tuple(values.shape[-2:]):
-        height, width = values.shape[-2:]
-        if size > min(height, width) or size % 2:
-            raise InputError(f"--size {size} must be even and at most the scan's {height}×{width}.")
-        gain = size / (height * width) ** 0.5  # image intensities stay
-        if stored.kind == "kspace":
-            values = cropped(values, size, size) * gain
-        else:
-            values = ifft2c(cropped(fft2c(values), size, size) * gain)
-            if stored.kind == "magnitude":
-                values = values.abs().to(torch.complex64)
-        if image is not None:
-            image = ifft2c(cropped(fft2c(image), size, size) * gain)
-        found += f"; the centre of its k-space cropped to {size}×{size}"
-    return replace(stored, data=values, image=image), gain, str(replace(stored, found=found))
-
-
-def cropped(kspace: Tensor, height: int, width: int) -> Tensor:
-    """The centre of k-space `(..., ky, kx)`."""
-    top, left = kspace.shape[-2] // 2 - height // 2, kspace.shape[-1] // 2 - width // 2
-    return kspace[..., top : top + height, left : left + width]
-
-
-def interpolated(maps: Tensor, height: int, width: int) -> Tensor:
-    """Smooth maps `(coils, …, …)` on a coarser grid with the same field of view and centre."""
-    found = maps
-    for axis, size in ((1, height), (2, width)):
-        held = found.shape[axis]
-        place = (held // 2 + (torch.arange(size) - size // 2) * (held / size)).clamp(0, held - 1)
-        low = place.floor().long().clamp(max=held - 2)
-        share = (place - low).reshape([-1 if i == axis else 1 for i in range(3)])
-        found = torch.lerp(found.index_select(axis, low), found.index_select(axis, low + 1), share.to(found.dtype))
-    return found
-
-
-def _resized_mask(data: DataSettings, mask: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """A mask file's first frames and centre, where the scan itself was cut to frames or size."""
-    frames, height, width = shape
-    if mask.ndim == 2 and mask.shape[1] < mask.shape[0] and mask.shape != (height, width):
-        mask = mask.T  # lines per frame, frames first
-    if data.frames and mask.shape[0] > frames and mask.shape != (height, width):
-        mask = mask[:frames]
-    if data.size and mask.ndim == 2 and mask.shape[1] > height and len(mask) == frames:
-        mask = cropped(mask[..., None], height, 1)[..., 0]
-    if data.size and mask.ndim == 3 and mask.shape[1] >= height and mask.shape[2] >= width:
-        mask = cropped(mask, height, width)
-    return mask
 
 
 def training_sources(intake: Intake) -> Sequence[Path | int]:

@@ -4,22 +4,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from mri.geometry import Geometry
 from mri.masks import fit_mask
+from mri.oversampling import crop_readout, cropped_matrix
 from utils.errors import InputError
 
 Tensor = torch.Tensor
 
 ARRAYS = ("noise_samples", "averages", "coil_maps")
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Where the images lie; every entry is None where the file does not say."""
-
-    voxel_mm: tuple[float, float, float] | None = None  # row, column, slice
-    frame_time_ms: float | None = None
-    orientation: tuple[float, ...] | None = None  # direction cosines of rows and columns, 6 numbers
-    position_mm: tuple[float, float, float] | None = None  # of the centre of the first pixel
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,9 @@ class Scan:
     coil_maps
         complex64 `(coils, height, width)` of the coils as stored; None to estimate them.
     readout_oversampling
-        factor by which the readout was oversampled.
+        factor by which the readout, kx, is oversampled; `reconstruction.prepare` crops it.
+    real_time
+        whether the frames follow each other in time and are not the phases of one heartbeat.
     """
 
     kspace: Tensor
@@ -62,6 +56,7 @@ class Scan:
     averages: Tensor | None = None
     coil_maps: Tensor | None = None
     readout_oversampling: float = 1.0
+    real_time: bool = False
     geometry: Geometry = field(default_factory=Geometry)
     source: Source = field(default_factory=lambda: Source("scan"))
 
@@ -72,6 +67,22 @@ class Scan:
     @property
     def coils(self) -> int:
         return self.kspace.shape[1]
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = self.kspace.shape[2:]
+        return height, cropped_matrix(width, self.readout_oversampling)
+
+    def without_oversampling(self) -> "Scan":
+        """The scan of the central field of view along the readout."""
+        if self.readout_oversampling == 1:
+            return self
+        kspace, mask = crop_readout(self.kspace, self.mask, self.readout_oversampling)
+        averages = self.averages
+        if averages is not None:  # a line was measured as often at each of its samples
+            averages = averages.amax(dim=-1, keepdim=True).expand(mask.shape).contiguous()
+        return replace(self, kspace=kspace, mask=mask, averages=averages, readout_oversampling=1.0)
 
     def __str__(self) -> str:
         remark = ""

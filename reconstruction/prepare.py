@@ -125,6 +125,12 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     settings = settings or PrepareSettings()
     scan, notes, alive = _without_dead_coils(scan)
     scan, more = without_spikes(scan)
+    if scan.readout_oversampling != 1:
+        notes.append(
+            f"readout oversampling ({scan.readout_oversampling:.3g}) removed: {scan.kspace.shape[-1]} samples become "
+            f"{scan.matrix[1]}"
+        )
+        scan = scan.without_oversampling()
     notes += more + scan.check()
     turned = lines_along_rows(scan.mask) is not scan.mask
     if turned:
@@ -140,7 +146,8 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     else:
         model = ForwardModel.of_one_coil(mask)
     scale = scan_scale(kspace, model)
-    periodic = looks_periodic(kspace, mask) if settings.periodic is None else settings.periodic
+    periodic, said = _is_periodic(scan, settings.periodic)
+    notes += said
     estimate = estimate_noise_std(kspace, mask)
     if noise_std is None:
         noise_std = estimate
@@ -164,6 +171,17 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     return Problem(
         model, kspace / scale, scale, periodic, noise_std / scale, known, estimate / scale, turned, matrix, tuple(notes)
     )  # fmt: skip
+
+
+def _is_periodic(scan: Scan, asked: bool | None) -> tuple[bool, list[str]]:
+    """Whether the last frame is followed by the first, and why not where the file itself rules it out."""
+    if asked is not None:
+        return asked, []
+    if scan.real_time:
+        return False, ["the frames are a real-time series; the last frame is not followed by the first"]
+    if scan.geometry.irregular:
+        return False, ["the frame times are irregular; the last frame is not taken as followed by the first"]
+    return looks_periodic(scan.kspace, scan.mask), []
 
 
 def scan_scale(kspace: Tensor, model: ForwardModel) -> float:

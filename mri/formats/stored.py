@@ -1,18 +1,56 @@
 """A scan as a file holds it: k-space of one or several coils, or images to simulate a scan from."""
 
-import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from mri.formats.arrays import SCAN_NAMES, choose_array, read_arrays, sha256
-from mri.formats.layout import axes_of_scan, dc_to_centre, how_kind_is_known, kind_by_name, looks_like_kspace
+from mri.formats.layout import dc_to_centre, looks_like_kspace
+from mri.geometry import Geometry
 from utils.errors import InputError
 
 Kind = Literal["magnitude", "complex", "kspace"]
+TIMES = ("phase", "repetition", "contrast", "set", "slice")  # what may be taken as time
+
+
+class SeveralSlices(InputError):
+    """A file holds several slices and none is chosen."""
+
+    def __init__(self, where: str, slices: Sequence[int]) -> None:
+        listed = ", ".join(map(str, slices))
+        super().__init__(f"{where} holds {len(slices)} slices ({listed}); choose one with --slice.")
+        self.slices = tuple(slices)
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about a file; None where the file is to say it. See `mri.formats.read.load_scan`."""
+
+    key: str | None = None
+    kind: str | None = None
+    frames_axis: int | None = None
+    dc: str = "center"
+    coils_axis: int | None = None
+    time: str | None = None
+    slice: int | None = None
+    set: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in (None, "image", "kspace"):
+            raise InputError(f"kind '{self.kind}' is unknown; --kind is image or kspace.")
+        if self.dc not in ("center", "corner"):
+            raise InputError(f"dc '{self.dc}' is unknown; --dc is center or corner.")
+        if self.time not in (None, *TIMES):
+            raise InputError(f"time '{self.time}' is unknown; --time is {', '.join(TIMES[:-1])} or {TIMES[-1]}.")
+
+    def refuse(self, path: Path, format_name: str, *names: str) -> None:
+        """Raise `InputError` for options that mean nothing for this format."""
+        given = [f"--{name}" for name in names if getattr(self, name) not in (None, "center")]
+        if given:
+            raise InputError(f"{path} is a file of {format_name}, where {', '.join(given)} cannot apply; leave it out.")
 
 
 @dataclass(frozen=True)
@@ -33,9 +71,17 @@ class Stored:
     details
         further sentences: how the array is laid out, and what lies beside it.
     noise
-        complex64 `(coils, n)` from a variable `noise` beside k-space, or None.
+        complex64 `(coils, n)` measured without signal, scaled to the bandwidth of the imaging samples, or None.
     image
         complex64 `(frames, height, width)` from a variable `image` beside k-space: the truth of a simulated scan.
+    mask
+        boolean `(frames, height, width)` where the file says what was measured; None: found from the zeros.
+    averages
+        `(frames, height, width)`: how often a sample was measured; None for once.
+    oversampling
+        factor by which the readout, the last axis, is oversampled.
+    real_time
+        whether the frames follow each other in time and are not the phases of one heartbeat.
     """
 
     data: torch.Tensor
@@ -48,55 +94,63 @@ class Stored:
     details: tuple[str, ...] = ()
     noise: torch.Tensor | None = None
     image: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    averages: torch.Tensor | None = None
+    oversampling: float = 1.0
+    geometry: Geometry = field(default_factory=Geometry)
+    real_time: bool = False
 
     def __str__(self) -> str:
         return "\n".join((self.found, *self.details))
 
 
-def load_scan(
-    path: str | os.PathLike,
-    key: str | None = None,
-    kind: str | None = None,
-    frames_axis: int | None = None,
-    dc: str = "center",
-    coils_axis: int | None = None,
-) -> Stored:
-    """Read images or k-space of a dynamic scan.
+@dataclass(frozen=True)
+class Finding:
+    """What a reader found, before its values are checked.
+
+    Attributes
+    ----------
+    array
+        `(frames, coils, height, width)`, of any numeric type.
+    where
+        names the file and the variable in an error.
+    layout
+        which axis or counter is what, for a person.
+    """
+
+    path: Path
+    key: str
+    format: str
+    array: np.ndarray
+    where: str
+    layout: tuple[str, ...]
+    sha256: str
+
+
+def finished(finding: Finding, kind: str | None, dc: str = "center", guess: str = "", **more: Any) -> Stored:
+    """The checked scan of what a reader found.
 
     Parameters
     ----------
-    path
-        File; its suffix is its format.
-    key
-        Variable in the file. Default: the one array named as k-space, else the only numeric array of 3 or 4 axes, else
-        the one with a usual name. A `.npy` file has no names; there 'image' or 'kspace' says what it holds.
     kind
-        'image' or 'kspace'. Default: by the variable's name, else by its values (`looks_like_kspace`).
-    frames_axis, coils_axis
-        Axes in the file's array, negative from the end. Default: found, see `mri.formats.layout.axes_of_scan`.
+        'image' or 'kspace'; None to find it from the values.
     dc
-        Where k-space has its zero frequency: 'center' (index n//2) or 'corner' (index 0).
+        where k-space has its zero frequency.
+    guess
+        how the kind was guessed, in brackets after it.
+    more
+        other attributes of `Stored`; `details` are put after the layout.
 
     Raises
     ------
     InputError
-        When the file cannot be read, or what it holds is no scan of 2 or more frames of even height and width, or the
-        arguments do not fit it.
+        for values that are no scan of this kind.
     """
-    if kind not in (None, "image", "kspace"):
-        raise InputError(f"kind '{kind}' is unknown; --kind is image or kspace.")
-    if dc not in ("center", "corner"):
-        raise InputError(f"dc '{dc}' is unknown; --dc is center or corner.")
-    path = Path(path)
-    variables, format_name = read_arrays(path, key, ("image", "kspace"))
-    key = choose_array(path, variables, key, SCAN_NAMES, least_axes=3)
-    stored = variables[key]
-    where = f"{path}, variable '{key}'"
-    asked, kind = kind, kind or kind_by_name(key)
-    assumed = kind == "kspace" or (kind is None and np.iscomplexobj(stored))
-    frames_at, coils_at, axes = axes_of_scan(where, stored, frames_axis, coils_axis, assumed)
-    data = _as_complex64(where, _in_order(stored, frames_at, coils_at), stored.dtype, kind)
-    kind = kind or ("kspace" if np.iscomplexobj(stored) and looks_like_kspace(data) else "image")
+    array, where = finding.array, finding.where
+    if len(array) < 2:
+        raise InputError(f"{where} holds 1 frame; give a scan of at least 2 frames.")
+    data = as_complex64(where, array, kind)
+    kind = kind or ("kspace" if np.iscomplexobj(array) and looks_like_kspace(data) else "image")
     if kind == "kspace":
         data = dc_to_centre(where, data, dc)
     elif dc == "corner":
@@ -107,86 +161,27 @@ def load_scan(
     in_words = "k-space" if kind == "kspace" else f"a {full_kind} image"
     frames, coils, height, width = data.shape
     several = f"{coils} coils, " if coils > 1 else ""
-    found = (
-        f"{path} ({format_name}): variable '{key}' is {in_words}{how_kind_is_known(key, asked, stored)}, {frames} "
-        f"frames of {several}{height} x {width}"
+    variable = f"variable '{finding.key}' is {in_words}" if finding.key else in_words
+    found = f"{finding.path} ({finding.format}): {variable}{guess}, {frames} frames of {several}{height} x {width}"
+    range_of_values = f"magnitude {data.abs().min():.4g} to {data.abs().max():.4g}"
+    first, *rest = finding.layout
+    details = (f"{first}; {range_of_values}", *rest, *more.pop("details", ()))
+    where_and_when = str(more.get("geometry", ""))
+    details += (where_and_when,) if where_and_when else ()
+    return Stored(
+        data, full_kind, finding.path, finding.key, finding.format, found, finding.sha256, tuple(details), **more
     )
-    layout = (
-        f"stored as {stored.dtype} {stored.shape}: {', '.join(axes)}; magnitude {data.abs().min():.4g} to "
-        f"{data.abs().max():.4g}"
-    )
-    noise, image, beside = _beside(path, variables, data.shape) if kind == "kspace" else (None, None, [])
-    return Stored(data, full_kind, path, key, format_name, found, sha256(path), (layout, *beside), noise, image)
 
 
-def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tuple[torch.Tensor, str]:
-    """Coil maps of a file: complex64 `(coils, height, width)`, and what was found. The coil axis may be the last."""
-    path = Path(path)
-    variables, _ = read_arrays(path, key, ("maps",))
-    named = [name for name in variables if name.split("/")[-1].lower() in ("maps", "sens", "csm", "coil_maps")]
-    key = key or (named[0] if len(named) == 1 else choose_array(path, variables, None, (), least_axes=3))
-    stored = np.squeeze(variables[key])
-    if stored.ndim != 3:
-        raise InputError(f"{path}, variable '{key}' has shape {stored.shape}; coil maps are (coils, height, width).")
-    if not np.isfinite(stored).all():
-        raise InputError(f"{path}, variable '{key}' has values that are NaN or infinite; repair the coil maps.")
-    found = f"coil maps: {path}, variable '{key}' {stored.shape}"
-    if stored.shape[0] != coils and stored.shape[2] == coils:
-        stored, found = np.moveaxis(stored, 2, 0), f"{found}, coils along the last axis"
-    return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64)), found
-
-
-def _beside(
-    path: Path, variables: dict[str, np.ndarray], shape: tuple[int, ...]
-) -> tuple[torch.Tensor | None, torch.Tensor | None, list[str]]:
-    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them."""
-    frames, coils, height, width = shape
-    samples = truth = None
-    said = []
-    noise, image = variables.get("noise"), variables.get("image")
-    if noise is not None:
-        where, noise = f"variable 'noise' {noise.shape}", np.squeeze(noise)
-        noise = noise[None] if noise.ndim == 1 and coils == 1 else noise
-        turned = noise.ndim == 2 and noise.shape[0] != coils and noise.shape[1] == coils
-        noise = noise.T if turned else noise
-        if noise.ndim != 2 or noise.shape[0] != coils or not np.iscomplexobj(noise):
-            raise InputError(
-                f"{path}, {where}: noise samples are complex, (coils, samples) with the {coils} coil"
-                f"{'s' if coils > 1 else ''} of the k-space; correct the variable, or rename it if it is none."
-            )
-        samples = torch.from_numpy(np.ascontiguousarray(noise, dtype=np.complex64))
-        said.append(f"noise samples: {where}{', its axes exchanged' if turned else ''}")
-    if image is not None and image.shape == (frames, height, width):
-        truth = torch.from_numpy(image.astype(np.complex64))
-        said.append("reference: the file's variable 'image'")
-    if coils > 1 and "maps" in variables:
-        said.append(f"variable 'maps' {variables['maps'].shape} is not used; --maps {path} uses it")
-    return samples, truth, said
-
-
-def _in_order(array: np.ndarray, frames_axis: int, coils_axis: int | None) -> np.ndarray:
-    """The array as `(frames, coils, height, width)`."""
-    first = [frames_axis] if coils_axis is None else [frames_axis, coils_axis]
-    rest = [i for i, length in enumerate(array.shape) if i not in first and length > 1]
-    single = [i for i, length in enumerate(array.shape) if i not in first and length == 1]
-    moved = array.transpose(*first, *rest, *single)
-    return moved.reshape(array.shape[frames_axis], -1, array.shape[rest[0]], array.shape[rest[1]])
-
-
-def _as_complex64(where: str, array: np.ndarray, dtype: np.dtype, kind: str | None) -> torch.Tensor:
-    """The values, checked to be a scan of this kind (None: of any)."""
+def as_complex64(where: str, array: np.ndarray, kind: str | None) -> torch.Tensor:
+    """The values of `(frames, coils, height, width)`, checked to be a scan of this kind (None: of any)."""
+    dtype = array.dtype
     if kind == "kspace" and not np.iscomplexobj(array):
         raise InputError(f"{where} is real-valued ({dtype}), but k-space is complex; use --kind image.")
-    if array.dtype.kind not in "fc":
-        raise InputError(f"{where} has dtype {dtype}; save it as float32 (or complex64).")
-    height, width = array.shape[2:]
-    if height % 2 or width % 2:
-        raise InputError(
-            f"{where} has frames of {height} x {width}; crop or pad them to even sizes "
-            "(or set --frames_axis)."
-        )
+    if dtype.kind not in "iufc":
+        raise InputError(f"{where} has dtype {dtype}, a mask rather than a scan; save it as numbers (float32).")
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite and is counted
-        data = np.ascontiguousarray(array, dtype=np.complex64)
+        data = np.require(array, np.complex64, ("C", "W"))
     finite = np.isfinite(data)
     if not finite.all():
         bad = [int(i) for i in np.flatnonzero(~finite.all(axis=(0, 2, 3)))]
@@ -201,3 +196,14 @@ def _as_complex64(where: str, array: np.ndarray, dtype: np.dtype, kind: str | No
     if not data.any():
         raise InputError(f"{where} is zero everywhere; save the scan again.")
     return torch.from_numpy(data)
+
+
+def choose_slice(where: str, count: int, asked: int | None) -> int:
+    """The index of the slice that is meant, counting from 0; several are never chosen from silently."""
+    if asked is None:
+        if count > 1:
+            raise SeveralSlices(where, range(count))
+        return 0
+    if not 0 <= asked < count:
+        raise InputError(f"{where} has no slice {asked}; --slice counts from 0 and is at most {count - 1}.")
+    return asked

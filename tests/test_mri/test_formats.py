@@ -15,8 +15,8 @@ import torch
 
 from mri import formats
 from mri.formats import Stored, load_mask, save_array
+from mri.formats.array_scan import load_maps
 from mri.formats.layout import looks_like_kspace as looks_like_kspace_of_coils
-from mri.formats.stored import load_maps
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
@@ -288,12 +288,9 @@ def test_a_file_without_numbers(tmp_path):
         (lambda x: np.where(np.arange(6) == 1, np.nan, x), ("4096 values", "NaN")),
         (lambda x: np.where(x == x.max(), np.inf, x), ("1 value that is", "infinite")),
         (lambda x: x.astype(np.float64) * 1e300, ("infinite",)),
-        (lambda x: (255 * x).astype(np.uint8), ("uint8", "float32")),
         (lambda x: x > 0.5, ("bool", "float32")),
         (lambda x: x[..., 0], ("1 frame",)),
         (lambda x: x[..., :1], ("1 frame",)),
-        (lambda x: x[:63], ("63 x 64", "crop or pad")),
-        (lambda x: x[:, :61], ("64 x 61", "crop or pad")),
         (lambda x: 0 * x, ("zero everywhere",)),
         (lambda x: np.stack([x, x]), ("4 axes", "--kind kspace")),
         (lambda x: x[:6, :6], ("equal axes (6, 6, 6)", "--frames_axis")),
@@ -303,6 +300,103 @@ def test_values_that_are_no_scan(tmp_path, image, change, words):
     path = tmp_path / "scan.npy"
     np.save(path, change(image.abs().permute(1, 2, 0).numpy()))
     refusal(path, *words)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32])
+def test_integers_are_images(tmp_path, image, dtype):
+    values = (100 * image.abs()).numpy().astype(dtype)
+    np.save(tmp_path / "scan.npy", values)
+    scan = load_scan(tmp_path / "scan.npy")
+    assert scan.kind == "magnitude" and torch.equal(scan.data.real, torch.from_numpy(values.astype(np.float32)))
+
+
+def test_odd_sizes_are_taken_as_they_are(tmp_path, image):
+    np.save(tmp_path / "scan.npy", image[:, :63, :61].numpy())
+    assert torch.equal(load_scan(tmp_path / "scan.npy").data, image[:, :63, :61])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 3])
+def test_real_and_imaginary_parts_along_an_axis(tmp_path, image, axis):
+    kspace = fft2c(image)
+    np.save(tmp_path / "scan.npy", np.stack([kspace.real, kspace.imag], axis))
+    for options in ({}, {"key": "kspace"}):
+        scan = load_scan(tmp_path / "scan.npy", **options)
+        assert scan.kind == "kspace" and torch.equal(scan.data, kspace)
+        assert f"real and imaginary part joined along axis {axis}" in str(scan)
+
+
+@pytest.mark.parametrize("ends", [("_real", "_imag"), ("_re", "_im")])
+def test_real_and_imaginary_variables(tmp_path, image, ends):
+    kspace = fft2c(image)
+    parts = dict(zip((f"kspace{end}" for end in ends), (kspace.real.numpy(), kspace.imag.numpy()), strict=True))
+    np.savez(tmp_path / "scan.npz", **parts)
+    scan = load_scan(tmp_path / "scan.npz")
+    assert scan.key == "kspace" and torch.equal(scan.data, kspace)
+
+
+def test_the_content_decides_and_not_the_suffix(tmp_path, image, stored):
+    np.save(tmp_path / "scan.npy", image.numpy())
+    (tmp_path / "scan.npy").rename(tmp_path / "scan.mat")
+    scipy.io.savemat(tmp_path / "other.mat", {"image": stored})
+    (tmp_path / "other.mat").rename(tmp_path / "other.dat")
+    assert "NumPy array" in str(load_scan(tmp_path / "scan.mat"))
+    for name in ("scan.mat", "other.dat"):
+        assert torch.equal(load_scan(tmp_path / name).data, image)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".mat", ".h5"])
+def test_what_the_memory_does_not_hold_is_refused_before_it_is_read(tmp_path, stored, suffix, monkeypatch):
+    path = tmp_path / f"scan{suffix}"
+    save_array(path, stored)
+    monkeypatch.setattr("mri.formats.limits.available_bytes", lambda: 2 * stored.nbytes)
+    refusal(path, "GiB", "memory")
+    monkeypatch.setattr("mri.formats.limits.available_bytes", lambda: 4 * stored.nbytes)
+    load_scan(path)
+
+
+def test_a_header_of_20_gigabytes(tmp_path):
+    path = tmp_path / "scan.npy"
+    with path.open("wb") as file:
+        header = {"descr": "<c8", "fortran_order": False, "shape": (200, 500, 500, 5000)}
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(2_000_000_000_000)  # sparse: nothing is stored
+    refusal(path, "GiB", "memory")
+
+
+def test_a_file_that_changes_while_it_is_read(tmp_path, image, monkeypatch):
+    path = tmp_path / "scan.npy"
+    np.save(path, image.numpy())
+    read = np.load
+
+    def load(*arguments, **options):
+        with path.open("ab") as file:
+            file.write(b"more")
+        return read(*arguments, **options)
+
+    monkeypatch.setattr(np, "load", load)
+    refusal(path, "changed while it was read")
+
+
+def test_links_to_other_files_are_not_followed(tmp_path, image):
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["kspace"] = image.numpy()
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["kspace"] = h5py.ExternalLink("other.h5", "kspace")
+    refusal(tmp_path / "scan.h5", "'kspace' is a link to another file")
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        source = h5py.VirtualSource(str(tmp_path / "other.h5"), "kspace", shape=image.shape, dtype=np.complex64)
+        layout = h5py.VirtualLayout(image.shape, np.complex64)
+        layout[:] = source
+        file.create_virtual_dataset("kspace", layout)
+    refusal(tmp_path / "scan.h5", "'kspace' takes its values from another file")
+
+
+def test_hdf5_objects_are_not_loaded(tmp_path, image):
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["image"] = image.numpy()
+        file.create_dataset("names", data=["a", "b"], dtype=h5py.string_dtype())
+        file.create_dataset("references", data=[file["image"].ref], dtype=h5py.ref_dtype)
+    assert torch.equal(load_scan(tmp_path / "scan.h5").data, image)
 
 
 def test_real_kspace(tmp_path, image):

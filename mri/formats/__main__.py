@@ -1,0 +1,5 @@
+"""`python -m mri.formats FILE`."""
+
+from mri.formats.cli import main
+
+main()

@@ -1,0 +1,117 @@
+"""A scan of plain arrays in `.mat`, `.npy`, `.npz` and `.h5` files."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mri.formats.arrays import SCAN_NAMES, choose_array, read_arrays
+from mri.formats.checksum import sha256
+from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name
+from mri.formats.stored import Finding, ReadOptions, Stored, finished
+from utils.errors import InputError
+
+
+def read(path: Path, options: ReadOptions) -> Stored:
+    """The scan that the arrays of a file hold; see `mri.formats.read.load_scan`."""
+    variables, format_name = read_arrays(path, options.key, ("image", "kspace"))
+    key = choose_array(path, variables, options.key, SCAN_NAMES, least_axes=3)
+    if options.time or options.slice is not None or options.set is not None:
+        raise InputError(f"{path} holds plain arrays, whose axes have no names; use --frames_axis for --time.")
+    stored, where = variables[key], f"{path}, variable '{key}'"
+    kind = options.kind or kind_by_name(key)
+    array, joined = _joined(where, stored, kind)
+    assumed = kind == "kspace" or (kind is None and np.iscomplexobj(array))
+    frames_at, coils_at, axes = axes_of_scan(where, array, options.frames_axis, options.coils_axis, assumed)
+    layout = (f"stored as {stored.dtype} {stored.shape}: {', '.join((*joined, *axes))}",)
+    finding = Finding(
+        path, key, format_name, _in_order(array, frames_at, coils_at), where, layout, sha256(path)
+    )
+    scan = finished(finding, kind, options.dc, how_kind_is_known(key, options.kind, array))
+    if scan.kind != "kspace":
+        return scan
+    noise, image, beside = _beside(path, variables, tuple(scan.data.shape))
+    return replace(scan, noise=noise, image=image, details=(*scan.details, *beside))
+
+
+def _joined(where: str, array: np.ndarray, kind: str | None) -> tuple[np.ndarray, list[str]]:
+    """An array of real and imaginary parts along an axis of length two as complex numbers; that axis becomes 1.
+
+    K-space is complex, so real-valued k-space with such an axis is joined. Of other arrays only one of four axes with
+    negative values is: two slices of magnitude images have none.
+    """
+    twos = [i for i, length in enumerate(array.shape) if length == 2]
+    kept = sum(length > 1 for length in array.shape)
+    if array.dtype.kind not in "iuf" or not twos or kind == "image":
+        return array, []
+    if kind is None and (kept != 4 or not (array < 0).any()):
+        return array, []
+    ends = [i for i in (array.ndim - 1, 0) if i in twos]
+    if len(twos) > 1 and not ends:
+        raise InputError(
+            f"{where} of shape {array.shape} has several axes of length 2, one of them real and imaginary part; join "
+            "these to complex numbers."
+        )
+    axis = ends[0] if len(twos) > 1 else twos[0]
+    real, imag = (np.take(array, [i], axis=axis) for i in (0, 1))
+    joined = np.empty(real.shape, np.result_type(array.dtype, np.complex64))
+    joined.real, joined.imag = real, imag
+    return joined, [f"real and imaginary part joined along axis {axis}"]
+
+
+def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tuple[torch.Tensor, str]:
+    """Coil maps of a file: complex64 `(coils, height, width)`, and what was found. The coil axis may be the last."""
+    path = Path(path)
+    variables, _ = read_arrays(path, key, ("maps",))
+    named = [name for name in variables if name.split("/")[-1].lower() in ("maps", "sens", "csm", "coil_maps")]
+    key = key or (named[0] if len(named) == 1 else choose_array(path, variables, None, (), least_axes=3))
+    stored = np.squeeze(variables[key])
+    if stored.ndim != 3:
+        raise InputError(f"{path}, variable '{key}' has shape {stored.shape}; coil maps are (coils, height, width).")
+    if not np.isfinite(stored).all():
+        raise InputError(f"{path}, variable '{key}' has values that are NaN or infinite; repair the coil maps.")
+    found = f"coil maps: {path}, variable '{key}' {stored.shape}"
+    if stored.shape[0] != coils and stored.shape[2] == coils:
+        stored, found = np.moveaxis(stored, 2, 0), f"{found}, coils along the last axis"
+    return torch.from_numpy(np.ascontiguousarray(stored, dtype=np.complex64)), found
+
+
+def _beside(
+    path: Path, variables: dict[str, np.ndarray], shape: tuple[int, ...]
+) -> tuple[torch.Tensor | None, torch.Tensor | None, list[str]]:
+    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them."""
+    frames, coils, height, width = shape
+    samples = truth = None
+    said = []
+    noise, image = variables.get("noise"), variables.get("image")
+    if noise is not None:
+        where, noise = f"variable 'noise' {noise.shape}", np.squeeze(noise)
+        noise = noise[None] if noise.ndim == 1 and coils == 1 else noise
+        turned = noise.ndim == 2 and noise.shape[0] != coils and noise.shape[1] == coils
+        noise = noise.T if turned else noise
+        if noise.ndim != 2 or noise.shape[0] != coils or not np.iscomplexobj(noise):
+            raise InputError(
+                f"{path}, {where}: noise samples are complex, (coils, samples) with the {coils} coil"
+                f"{'s' if coils > 1 else ''} of the k-space; correct the variable, or rename it if it is none."
+            )
+        samples = torch.from_numpy(np.ascontiguousarray(noise, dtype=np.complex64))
+        said.append(f"noise samples: {where}{', its axes exchanged' if turned else ''}")
+    if image is not None and image.shape == (frames, height, width):
+        truth = torch.from_numpy(image.astype(np.complex64))
+        said.append("reference: the file's variable 'image'")
+    if coils > 1 and "maps" in variables:
+        said.append(f"variable 'maps' {variables['maps'].shape} is not used; --maps {path} uses it")
+    return samples, truth, said
+
+
+def _in_order(array: np.ndarray, frames_axis: int, coils_axis: int | None) -> np.ndarray:
+    """The array as `(frames, coils, height, width)`."""
+    first = [frames_axis] if coils_axis is None else [frames_axis, coils_axis]
+    rest = [i for i, length in enumerate(array.shape) if i not in first and length > 1]
+    single = [i for i, length in enumerate(array.shape) if i not in first and length == 1]
+    moved = array.transpose(*first, *rest, *single)
+    return moved.reshape(array.shape[frames_axis], -1, array.shape[rest[0]], array.shape[rest[1]])
+
+

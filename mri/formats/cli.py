@@ -1,0 +1,61 @@
+"""What is in a file and how it would be taken: `python -m mri.formats FILE`."""
+
+import argparse
+from pathlib import Path
+
+import h5py
+
+from mri.formats import cfl
+from mri.formats.arrays import read_arrays
+from mri.formats.detect import reader_of
+from mri.formats.hdf5 import datasets, opened
+from mri.formats.stored import TIMES
+from mri.intake import DataSettings, Intake, scan_from_file
+from utils.errors import exit_on_input_error
+
+
+def contents(path: Path) -> list[str]:
+    """A line for every variable of a file that has some: name, shape and type."""
+    if path.is_file() and h5py.is_hdf5(path):
+        with opened(path) as file:
+            found, left_out = datasets(file)
+            lines = [f"  {name} {dataset.shape} {_type(dataset)}" for name, dataset in found.items()]
+            return [*lines, *(f"  {words}" for words in left_out)]
+    if reader_of(path) is None:
+        variables, _ = read_arrays(path, None, ())
+        return [f"  {name} {value.shape} {value.dtype}" for name, value in variables.items()]
+    files = cfl.files_of(path)
+    if files is not None:
+        return [f"  dimensions {' '.join(map(str, cfl.dimensions(files[1])))}"]
+    if path.is_dir():
+        return [f"  {sum(1 for _ in path.iterdir())} files"]
+    return []
+
+
+def _type(dataset: h5py.Dataset) -> str:
+    return "complex, as pairs of real and imaginary part" if dataset.dtype.names else str(dataset.dtype)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mri.formats", description="Print what is in a file and how it would be reconstructed.",
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("file", type=Path, help="scan file, or folder of a DICOM series")
+    for name in ("key", "kind", "dc"):
+        parser.add_argument(f"--{name}", default="center" if name == "dc" else "")
+    parser.add_argument("--time", default="", choices=TIMES)
+    for name in ("frames_axis", "coils_axis", "slice", "set"):
+        parser.add_argument(f"--{name}", type=int)
+    given = vars(parser.parse_args(arguments))
+    path = given.pop("file")
+
+    def job() -> None:
+        lines = contents(path)
+        if lines:
+            print(f"{path} holds")
+            print("\n".join(lines))
+        scan, _ = scan_from_file(Intake(DataSettings(**given)), path)
+        print(scan)
+
+    exit_on_input_error(job)

@@ -1,0 +1,46 @@
+"""Which format a file has, by its content."""
+
+from pathlib import Path
+from types import ModuleType
+
+from mri.formats import arrays, cfl, cmrxrecon, dicom_series, fastmri, mrd, nifti_file, twix
+from utils.errors import InputError
+
+# each has `recognises(path)` and `read(path, options)`; the arrays come last and take what has one of their suffixes
+READERS: tuple[ModuleType, ...] = (dicom_series, nifti_file, cfl, twix, mrd, cmrxrecon, fastmri)
+SCAN_SUFFIXES = (*arrays.SUFFIXES, ".mrd", ".cfl", ".dat", ".nii", ".nii.gz", ".dcm")
+
+
+def reader_of(path: Path) -> ModuleType | None:
+    """The module that reads the file; None for arrays by name.
+
+    Raises
+    ------
+    InputError
+        when there is no such file, or it is empty.
+    """
+    base = cfl.files_of(path)
+    if not path.exists() and base is None:
+        raise InputError(f"{path} does not exist; check the path.")
+    if path.is_file() and path.stat().st_size == 0:
+        raise InputError(f"{path} is empty (0 bytes); save or download it again.")
+    try:
+        return next((reader for reader in READERS if reader.recognises(path)), None)
+    except PermissionError:
+        raise InputError(f"{path} may not be read by this user; change its permissions.") from None
+
+
+def scan_name(path: Path) -> str:
+    """The file's name without its suffix; `.nii.gz` is one suffix."""
+    name = path.name
+    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else path.stem or name
+
+
+def is_one_scan(path: Path) -> bool:
+    """Whether a path names one scan: a file, or a folder that is a DICOM series."""
+    return not path.is_dir() or dicom_series.recognises(path)
+
+
+def has_scan_suffix(path: Path) -> bool:
+    """Whether a file of a folder is one of its scans, by its name."""
+    return path.name.lower().endswith(SCAN_SUFFIXES)
