@@ -16,7 +16,6 @@
   };
 
   // ------------------------------------------------------------------------------ values
-
   async function values(sheet) {
     // all frames of a sheet, one byte per pixel
     const picture = new Image();
@@ -33,11 +32,9 @@
     return out;
   }
 
-  const valueOf = (byte) => (byte / 255) * data.top;
-  const written = (value) => (value === 0 ? "0" : String(Number(value.toPrecision(3))));
+  const written = (byte) => String(Number(((byte / 255) * data.top).toPrecision(3))); // in the units of the input
 
   // ----------------------------------------------------------------------------- colours
-
   const INFERNO = [[0, 0, 4], [66, 10, 104], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]];
   const tables = { grey: new Uint32Array(256), error: new Uint32Array(256), likely: new Uint32Array(65536) };
   const packed = (r, g, b) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0; // RGBA in memory
@@ -80,7 +77,6 @@
   const beside = () => [reference ? reference.values : NOTHING, data.likely ? data.likely.values : NOTHING];
 
   // ------------------------------------------------------------------------------ panels
-
   function surface(canvas, columns, rows) {
     canvas.width = columns;
     canvas.height = rows;
@@ -105,9 +101,11 @@
   function drawImage(series) {
     const colour = colouring(series);
     const [r, e] = beside();
-    const { words } = series.panel.image;
-    for (let i = 0, at = state.frame * pixels; i < pixels; i++, at++) words[i] = colour(series.values[at], r[at], e[at]);
-    show(series.panel.image);
+    const { image } = series.panel;
+    for (let i = 0, at = state.frame * pixels; i < pixels; i++, at++) {
+      image.words[i] = colour(series.values[at], r[at], e[at]);
+    }
+    show(image);
     series.panel.now.style.top = `${(100 * (state.frame + 0.5)) / frames}%`;
   }
 
@@ -124,39 +122,29 @@
   }
 
   // -------------------------------------------------------------------------- the x–t line
-
-  // Direction of the line and its normal; the line is offset · normal + s · direction, from the centre of the image.
-  function directions() {
+  // The line is offset · normal + s · direction from the centre of the image, and lies in it for low < s < high; the
+  // largest offset that crosses it is `most`.
+  function lineNow() {
     const angle = (state.angle * Math.PI) / 180;
-    return { ux: Math.cos(angle), uy: -Math.sin(angle), nx: Math.sin(angle), ny: Math.cos(angle) };
-  }
-
-  function farthest() {
-    const { nx, ny } = directions();
-    return (Math.abs(nx) * (size.x - dx) + Math.abs(ny) * (size.y - dy)) / 2;
-  }
-
-  // The part of the line that lies in the image: [s of its beginning, s of its end].
-  function extent() {
-    const { ux, uy, nx, ny } = directions();
+    const [ux, uy, nx, ny] = [Math.cos(angle), -Math.sin(angle), Math.sin(angle), Math.cos(angle)];
     let [low, high] = [-Infinity, Infinity];
     for (const [u, n, half] of [[ux, nx, size.x / 2], [uy, ny, size.y / 2]]) {
       if (Math.abs(u) < 1e-9) continue;
       const ends = [(-half - state.offset * n) / u, (half - state.offset * n) / u].sort((a, b) => a - b);
       [low, high] = [Math.max(low, ends[0]), Math.min(high, ends[1])];
     }
-    return high > low ? [low, high] : [0, 0];
+    const most = (Math.abs(nx) * (size.x - dx) + Math.abs(ny) * (size.y - dy)) / 2;
+    const at = (s) => ({ x: state.offset * nx + s * ux, y: state.offset * ny + s * uy });
+    return { nx, ny, low, high, most, at };
   }
 
   // For each sample on the line, its four neighbours in a frame and their weights (bilinear).
-  function samplesOnLine() {
-    const { ux, uy, nx, ny } = directions();
-    const [low, high] = extent();
+  function samplesOnLine({ low, high, at }) {
     const count = Math.max(2, Math.round((high - low) / Math.min(dx, dy)));
     return Array.from({ length: count }, (_, i) => {
-      const s = low + ((i + 0.5) / count) * (high - low);
-      const x = Math.min(width - 1, Math.max(0, (state.offset * nx + s * ux + size.x / 2) / dx - 0.5));
-      const y = Math.min(height - 1, Math.max(0, (state.offset * ny + s * uy + size.y / 2) / dy - 0.5));
+      const place = at(low + ((i + 0.5) / count) * (high - low));
+      const x = Math.min(width - 1, Math.max(0, (place.x + size.x / 2) / dx - 0.5));
+      const y = Math.min(height - 1, Math.max(0, (place.y + size.y / 2) / dy - 0.5));
       const [x0, y0] = [Math.min(width - 2, Math.floor(x)), Math.min(height - 2, Math.floor(y))];
       const [fx, fy] = [x - x0, y - y0];
       return [y0 * width + x0, (1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy];
@@ -164,14 +152,13 @@
   }
 
   function drawLine() {
-    const samples = samplesOnLine();
+    const line = lineNow();
+    const samples = samplesOnLine(line);
     const [r, e] = beside();
-    const { ux, uy, nx, ny } = directions();
-    const [low, high] = extent();
-    const ends = [low, high].map((end) => [state.offset * nx + end * ux, state.offset * ny + end * uy]);
+    const [start, end] = [line.at(line.low), line.at(line.high)];
     for (const series of visible()) {
-      for (const line of series.panel.lines) {
-        ["x1", "y1", "x2", "y2"].forEach((name, i) => line.setAttribute(name, ends.flat()[i]));
+      for (const drawn of series.panel.lines) {
+        Object.entries({ x1: start.x, y1: start.y, x2: end.x, y2: end.y }).forEach((one) => drawn.setAttribute(...one));
       }
       const target = surface(series.panel.profile, samples.length, frames);
       const colour = colouring(series);
@@ -188,7 +175,7 @@
   }
 
   function setLine(offset) {
-    const most = farthest();
+    const { most } = lineNow();
     state.offset = Math.min(most, Math.max(-most, offset));
     const slider = byId("offset");
     [slider.min, slider.max, slider.step] = [-most, most, Math.min(dx, dy) / 2];
@@ -203,39 +190,36 @@
     return { x: (event.clientX - box.left) / box.width, y: (event.clientY - box.top) / box.height };
   }
 
+  function onDrag(stage, moved, refused = () => false) {
+    stage.addEventListener("pointerdown", (event) => {
+      if (event.button !== 0 || refused(event)) return;
+      stage.setPointerCapture(event.pointerId);
+      moved(event);
+    });
+    stage.addEventListener("pointermove", (event) => { if (stage.hasPointerCapture(event.pointerId)) moved(event); });
+  }
+
   function listen(stage, canvas) {
     const moveTo = (event) => {
       const { x, y } = placeIn(stage, event);
-      const { nx, ny } = directions();
+      const { nx, ny } = lineNow();
       setLine((x - 0.5) * size.x * nx + (y - 0.5) * size.y * ny);
     };
-    let dragged = false;
-    stage.addEventListener("pointerdown", (event) => {
-      // a finger beside the line scrolls the page; a tap there is a click
-      if (event.button !== 0 || (event.pointerType === "touch" && event.target === canvas)) return;
-      dragged = true;
-      stage.setPointerCapture(event.pointerId);
-      moveTo(event);
-    });
-    stage.addEventListener("pointermove", (event) => {
-      if (dragged) moveTo(event);
-      readValues(placeIn(stage, event));
-    });
-    for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, () => (dragged = false));
+    // a finger beside the line scrolls the page; a tap there is a click
+    onDrag(stage, moveTo, (event) => event.pointerType === "touch" && event.target === canvas);
     stage.addEventListener("click", moveTo);
+    stage.addEventListener("pointermove", (event) => readValues(placeIn(stage, event)));
   }
 
   function readValues({ x, y }) {
-    const [column, row] = [Math.floor(x * width), Math.floor(y * height)];
+    const [column, row, k] = [Math.floor(x * width), Math.floor(y * height), data.coarsening];
     if (column < 0 || row < 0 || column >= width || row >= height) return;
     const at = state.frame * pixels + row * width + column;
-    const each = visible().map((one) => `${one.label} ${written(valueOf(one.values[at]))}`);
-    const full = data.coarsening;
-    byId("readout").textContent = `row ${row * full}, column ${column * full}: ${each.join(", ")}`;
+    const each = visible().map((one) => `${one.label} ${written(one.values[at])}`);
+    byId("readout").textContent = `row ${row * k}, column ${column * k}: ${each.join(", ")}`;
   }
 
   // ----------------------------------------------------------------------------- controls
-
   const visible = () => data.series.filter((one) => !one.panel.figure.hidden);
 
   function drawFrame() {
@@ -250,10 +234,10 @@
     makeTables();
     byId("window").value = state.window;
     byId("level").value = state.level;
-    byId("window-value").textContent = written(valueOf(state.window));
-    byId("level-value").textContent = written(valueOf(state.level));
+    byId("window-value").textContent = written(state.window);
+    byId("level-value").textContent = written(state.level);
     byId("scale-bar").hidden = state.view === "image";
-    byId("scale-high").textContent = `${written(valueOf(state.window / state.gain))} and above`;
+    byId("scale-high").textContent = `${written(state.window / state.gain)} and above`;
     drawFrame();
     setLine(state.offset);
   }
@@ -280,7 +264,7 @@
   function tick(now) {
     if (!state.playing) return;
     const each = 1000 / Number(byId("speed").value);
-    const due = Math.floor((now - begun) / each);
+    const due = Math.max(0, Math.floor((now - begun) / each));
     begun += due * each;
     if (due > 0) step(due % frames);
     requestAnimationFrame(tick);
@@ -294,14 +278,12 @@
   function connect() {
     byId("play").addEventListener("click", () => play(!state.playing));
     byId("reset").addEventListener("click", resetWindow);
-    const speed = () => (byId("speed-value").textContent = `${byId("speed").value} frames/s`);
-    onChange("speed", speed);
-    speed();
+    onChange("speed", (value) => (byId("speed-value").textContent = `${value} frames/s`));
+    byId("speed").dispatchEvent(new Event("input"));
     onChange("frame", (value) => step(Number(value) - state.frame));
-    onChange("window", (value) => { state.window = Number(value); drawAll(); });
-    onChange("level", (value) => { state.level = Number(value); drawAll(); });
-    onChange("view", (value) => { state.view = value; drawAll(); });
-    onChange("gain", (value) => { state.gain = Number(value); drawAll(); });
+    for (const id of ["window", "level", "gain", "view"]) {
+      onChange(id, (value) => { state[id] = id === "view" ? value : Number(value); drawAll(); });
+    }
     onChange("offset", (value) => setLine(Number(value)));
     onChange("angle", (value) => { state.angle = Number(value); setLine(state.offset); });
     onChange("wipe", (value) => { state.wipe = value / 100; drawWipe(); });
@@ -310,27 +292,20 @@
       onChange(side, (value) => { state[side] = named(value); drawWipe(); });
     }
     for (const box of document.querySelectorAll(".method")) {
-      box.addEventListener("change", () => {
-        named(box.value).panel.figure.hidden = !box.checked;
-        drawAll();
-      });
+      box.addEventListener("change", () => { named(box.value).panel.figure.hidden = !box.checked; drawAll(); });
     }
-    const stage = byId("wipe-stage");
-    const moveDivider = (event) => {
-      state.wipe = Math.min(1, Math.max(0, placeIn(stage, event).x));
+    onDrag(byId("wipe-stage"), (event) => {
+      state.wipe = Math.min(1, Math.max(0, placeIn(byId("wipe-stage"), event).x));
       byId("wipe").value = 100 * state.wipe;
       drawWipe();
-    };
-    stage.addEventListener("pointerdown", (event) => { stage.setPointerCapture(event.pointerId); moveDivider(event); });
-    stage.addEventListener("pointermove", (event) => { if (event.buttons) moveDivider(event); });
+    });
     byId("copy").addEventListener("click", copyCommand);
     document.addEventListener("keydown", onKey);
   }
 
   async function copyCommand() {
-    const text = byId("command").textContent;
     try {
-      await navigator.clipboard.writeText(text);
+      await navigator.clipboard.writeText(byId("command").textContent);
       byId("copied").textContent = "Copied.";
     } catch {
       getSelection().selectAllChildren(byId("command"));
@@ -342,23 +317,23 @@
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const { target } = event;
     const onSlider = target.type === "range";
-    if (!onSlider && target.matches("input, select, button, summary, a")) return;
-    const onImages = target === byId("panels");
-    const actions = { " ": () => play(!state.playing) };
-    if (!onSlider && !target.matches(".scroll")) Object.assign(actions, { ArrowLeft: () => step(-1), ArrowRight: () => step(1) });
-    if (onImages) {
-      const pixel = Math.min(dx, dy);
-      Object.assign(actions, { ArrowUp: () => setLine(state.offset - pixel), ArrowDown: () => setLine(state.offset + pixel) });
+    if (!onSlider && target.matches("input, select, button, summary, a, .scroll")) return;
+    const pixel = Math.min(dx, dy);
+    const actions = {
+      " ": () => play(!state.playing),
+      ...(!onSlider && { ArrowLeft: () => step(-1), ArrowRight: () => step(1) }),
+      ...(target === byId("panels") && {
+        ArrowUp: () => setLine(state.offset - pixel), ArrowDown: () => setLine(state.offset + pixel),
+      }),
+    };
+    if (event.key in actions) {
+      event.preventDefault();
+      actions[event.key]();
     }
-    if (!(event.key in actions)) return;
-    event.preventDefault();
-    actions[event.key]();
   }
 
   // -------------------------------------------------------------------------------- begin
-
   const wipe = surface(byId("wipe-canvas"), width, height);
-
   async function begin() {
     const all = data.likely ? [...data.series, data.likely] : data.series;
     await Promise.all(all.map(async (one) => { one.values = await values(one.sheet); }));
