@@ -193,6 +193,7 @@ def reconstruct_scan(
     print("\n".join(notes[len(problem.notes) :]))
     record = {
         "scan": scan.source.found,
+        "reference": reference.found if reference is not None else "",
         "voxel_mm": scan.geometry.voxel_mm,
         "request": job.request(scan.source.sha256, priors),
         "threads": torch.get_num_threads(),
@@ -202,6 +203,7 @@ def reconstruct_scan(
         **result.settings,
         "noise_std": result.noise_std,
         "snr": problem.snr,
+        "seconds": seconds["gldm"],
         "chi": result.chi if np.isfinite(result.chi) else None,
         "notes": notes,
         "log": result.log,

@@ -79,7 +79,7 @@ def write_report(
         name=scan.name,
         facts=_facts(scan, record),
         warnings=warnings,
-        found=str(scan).splitlines(),
+        found=[*str(scan).splitlines(), *(["reference: " + record["reference"]] if record["reference"] else [])],
         decided=[note for note in notes if not note.startswith(("warning: ", *QUALITY))],
         quality=quality,
         held_out=any(note.startswith(QUALITY[0]) for note in quality),
@@ -172,4 +172,5 @@ def _facts(scan: Scan, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("peak SNR", f"{record['snr']:.0f}" if math.isfinite(record["snr"]) else "no noise"))
     if record["chi"] is not None:
         facts.append(("χ", f"{record['chi']:.2f}"))
+    facts.append(("time", f"{record['seconds']:.1f} s" if record["seconds"] < 100 else f"{record['seconds']:.0f} s"))
     return facts

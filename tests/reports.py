@@ -32,9 +32,10 @@ def series(frames, height, width, seed=0):
 
 def record(notes=tuple(NOTES), **more):
     return {
-        "scan": f"{EVIL}: 4 frames\nfully sampled", "voxel_mm": None, "request": {"data": {"key": EVIL}, "seed": 3},
-        "command": f"python PCsampling_demo_svd.py --data '{EVIL}'", "versions": {"torch": "2"}, "python": "3",
-        "seed": 3, "scale": 1.5, "threads": 1, "snr": 80.0, "chi": 0.89, "noise_std": 0.01, "notes": [*notes], **more,
+        "scan": f"{EVIL}: 4 frames\nfully sampled", "reference": "truth.npy: images\nof 4 frames", "voxel_mm": None,
+        "request": {"data": {"key": EVIL}, "seed": 3}, "command": f"python PCsampling_demo_svd.py --data '{EVIL}'",
+        "versions": {"torch": "2"}, "python": "3", "threads": 1, "seed": 3, "scale": 1.5, "snr": 80.0, "seconds": 12.3,
+        "chi": 0.89, "noise_std": 0.01, "notes": [*notes], **more,
     }  # fmt: skip
 
 

@@ -192,7 +192,7 @@ def test_every_control_is_reached_by_tab_and_the_focus_shows(opened):
     for _ in range(40):
         opened.press("Tab")
         seen.append(opened.evaluate("document.activeElement.id || document.activeElement.tagName"))
-    order = ["play", "frame", "speed", "window", "level", "reset", "view", "gain", "panels", "offset", "angle", "left",
+    order = ["play", "frame", "speed", "view", "gain", "panels", "window", "level", "reset", "offset", "angle", "left",
              "right", "wipe", "copy", "SUMMARY"]  # fmt: skip
     assert [name for name in seen if name in order][: len(order)] == order
     focus(opened, "#frame")
