@@ -50,6 +50,7 @@ def _row(out: Path, name: str) -> dict[str, Any]:
         "name": name,
         "link": quote(f"{name}/report.html") if (out / name / "report.html").is_file() else None,
         "picture": thumbnail(np.abs(series[len(series) // 3]), dy / dx),
+        "shape": "{} frames, {} × {}".format(*series.shape),
         "found": record["scan"].splitlines(),
         "warnings": [note.removeprefix("warning: ") for note in record["notes"] if note.startswith("warning: ")],
         "chi": "–" if chi is None else f"{chi:.2f}",

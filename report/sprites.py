@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-MOST_PIXELS = 2**23  # of a sheet: 128 frames of 256 x 256; every phone decodes as many
+MOST_PIXELS = 2**22  # of a sheet: 64 frames of 256 x 256; keeps a page below 30 MB
 COIL_SIDE = 96  # pixels of the longer side of a coil map
 COIL_PIXELS = 2**16  # of all coil maps together
 
