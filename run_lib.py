@@ -1,6 +1,5 @@
 """The jobs behind the commands: train the priors, reconstruct a scan, reconstruct a folder of scans."""
 
-import csv
 import fcntl
 import json
 import os
@@ -29,8 +28,9 @@ from mri.scan import Reference, Scan
 from reconstruction.optimization_unit import expected_seconds, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
-from report.results import MANY, OPTIONAL, write_pictures, write_reconstruction, write_scores
-from report.tables import markdown, write_csv, write_markdown
+from report.index import write_index
+from report.page import write_report
+from report.results import OPTIONAL, write_pictures, write_reconstruction, write_scores, write_table
 from sampling import Reconstruction, reconstruct_problem
 from utils.arguments import command_line
 from utils.errors import InputError
@@ -176,7 +176,7 @@ def reconstruct_scan(
     if about := expected_seconds(problem, with_operator(job.ou, job.sampling.sampler)):
         print(f"optimization unit: {frames} frames of {height} x {width} take about {max(about, 1):.0f} s")
     images, seconds, result = compare_methods(problem, job, priors)
-    print("\n".join(result.notes[len(problem.notes) :]))
+    notes = list(result.notes)
     rows, truth = [], None
     if reference is not None:
         truth = problem.reference_image(reference)
@@ -184,14 +184,17 @@ def reconstruct_scan(
         rows = [{"method": m, **evaluate(x, truth), **more, "seconds": seconds[m]} for m, x in images.items()]
         gain = (result.image.norm() / truth.norm()).item()
         if not 0.5 < gain < 2:
-            print(
+            notes.append(
                 f"warning: the reconstruction is {gain:.3g} times as bright as the reference; psnr_common and nmse are "
                 "not corrected for that. Rescale the reference, or use psnr and ssim."
             )
         if reference.noisy:
-            print("the reference contains measurement noise, which limits the scores of every row")
+            notes.append("the reference contains measurement noise, which limits the scores of every row")
+    print("\n".join(notes[len(problem.notes) :]))
     record = {
         "scan": scan.source.found,
+        "reference": reference.found if reference is not None else "",
+        "voxel_mm": scan.geometry.voxel_mm,
         "request": job.request(scan.source.sha256, priors),
         "threads": torch.get_num_threads(),
         "command": command_line(),
@@ -200,8 +203,9 @@ def reconstruct_scan(
         **result.settings,
         "noise_std": result.noise_std,
         "snr": problem.snr,
+        "seconds": seconds["gldm"],
         "chi": result.chi if np.isfinite(result.chi) else None,
-        "notes": result.notes,
+        "notes": notes,
         "log": result.log,
     }
     out = out if isinstance(out, Path) else out()
@@ -215,12 +219,13 @@ def reconstruct_scan(
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if rows:
             write_scores(folder, rows)
+        write_report(folder / "report.html", scan, images, truth, result.error_std, result.maps, rows, record)
         written = {path.name for path in folder.iterdir()}
     # what a run that is replaced left and this one has not belongs to another image
     for name in ("metrics.csv", "metrics_common_scale.csv", *OPTIONAL):
         if name not in written:
             (out / name).unlink(missing_ok=True)
-    return out, rows, result.notes
+    return out, rows, notes
 
 
 # ---------------------------------------------------------------------------------------- many scans
@@ -251,7 +256,9 @@ def reconstruct_folder(
     score: bool = True,
     check: Callable[[Scan, Reference | None], None] = lambda scan, reference: None,
 ) -> None:
-    """Reconstruct scans into `out/<scan>/`, and score those that have a reference in `out/metrics.csv` and `.md`.
+    """Reconstruct scans into `out/<scan>/`; score those that have a reference in `out/metrics.csv` and `.md`.
+
+    `out/index.html` leads to the report of each scan, and names those that were left out.
 
     Each process takes the next scan that nobody works on, and a run continues where it stopped. The processes (of
     `torchrun`, or started by hand on any machine that sees the folders) share only locks on files, which the operating
@@ -276,7 +283,7 @@ def reconstruct_folder(
     out.mkdir(parents=True, exist_ok=True)
     # with overwrite a finished scan does not show that it is done: then the scans are dealt
     own = sources[rank::count] if overwrite else sources
-    failures = 0
+    failures: dict[str, str] = {}
     for source in own:
         name = _name(source)
         with _claim(out, name, wait=overwrite) as mine:
@@ -292,18 +299,21 @@ def reconstruct_folder(
                 print(f"{name}: {scan}")
                 reconstruct_scan(scan, job, priors, out / name, reference if score else None)
             except InputError as error:
-                failures += 1
+                failures[name] = str(error)
                 print(f"left out: {error}", file=sys.stderr)
-    _wait_for_others(out, sources)
+    own_failures = len(failures)
+    failures = _wait_for_others(out, sources, failures)
     if rank == 0:
         try:
             done = [_name(source) for source in sources if is_done(out / _name(source), source, job, priors)]
         except InputError:  # said above; scores of two requests do not belong in one table
             print(f"the table in {out} was not updated: some scans there were reconstructed with other settings")
         else:
-            _write_table(out, done)
-    if failures:
-        raise InputError(f"{failures} of {len(sources)} scans left out, each named above.")
+            print(write_table(out, done))
+        write_index(out, [_name(source) for source in sources], failures)
+        print(f"report: {out / 'index.html'}")
+    if own_failures:
+        raise InputError(f"{own_failures} of {len(sources)} scans left out, each named above.")
 
 
 def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
@@ -335,14 +345,22 @@ def _name(source: Path | int) -> str:
     return f"heart{source}" if isinstance(source, int) else scan_name(source)
 
 
-def _wait_for_others(out: Path, sources: Sequence[Path | int]) -> None:
-    """Until no process, of this `torchrun` or started by hand, works on one of the scans."""
+def _wait_for_others(out: Path, sources: Sequence[Path | int], failures: dict[str, str]) -> dict[str, str]:
+    """Wait until no process, of this `torchrun` or started by hand, works on one of the scans.
+
+    Returns
+    -------
+    why scans were left out, by the processes of this `torchrun` together.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         with process_group("gloo"):
-            torch.distributed.barrier()
+            each = [failures] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(each, failures)
+            failures = {name: reason for one in each for name, reason in one.items()}
     for source in sources:
         with _claim(out, _name(source), wait=True):
             pass
+    return failures
 
 
 @contextmanager
@@ -372,22 +390,3 @@ def _remove_unfinished(out: Path, name: str) -> None:
     for folder in out.glob(f".*{UNFINISHED}"):
         if left.fullmatch(folder.name):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_table(out: Path, names: list[str]) -> None:
-    """One table of the tables of all scans that have one."""
-    rows: list[dict] = []
-    for name in names:
-        table = out / name / "metrics.csv"
-        if table.is_file():
-            rows += [{"scan": name, **row} for row in csv.DictReader(table.read_text().splitlines())]
-    if not rows:
-        for name in ("metrics.csv", "metrics.md"):
-            (out / name).unlink(missing_ok=True)
-        print(f"no scan has a reference, so nothing is scored; reconstructions are in {out}")
-        return
-    write_csv(out / "metrics.csv", rows, MANY)
-    for row in rows:
-        row.update({name: float(row[name]) for name in MANY if name not in ("scan", "method")})
-    write_markdown(out / "metrics.md", rows, MANY)
-    print(markdown(rows, MANY) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}")

@@ -1,5 +1,6 @@
 """The files of one reconstruction, and what a command prints at its end."""
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 
 from mri.metrics import COMMON_SCALE_COLUMNS, moving_row
 from report.figures import error_map_picture, film, montage, xt_profile
-from report.tables import markdown, write_csv
+from report.tables import markdown, write_csv, write_markdown
 
 Tensor = torch.Tensor
 
@@ -50,8 +51,26 @@ def write_scores(out: Path, rows: list[dict]) -> None:
     write_csv(out / "metrics_common_scale.csv", rows, ("method", *COMMON_SCALE_COLUMNS))
 
 
+def write_table(out: Path, names: Sequence[str]) -> str:
+    """One table of the tables of all scans that have one: `metrics.csv` and `.md`; returns what to print of it."""
+    rows: list[dict] = []
+    for name in names:
+        table = out / name / "metrics.csv"
+        if table.is_file():
+            rows += [{"scan": name, **row} for row in csv.DictReader(table.read_text().splitlines())]
+    if not rows:
+        for name in ("metrics.csv", "metrics.md"):
+            (out / name).unlink(missing_ok=True)
+        return f"no scan has a reference, so nothing is scored; reconstructions are in {out}"
+    write_csv(out / "metrics.csv", rows, MANY)
+    for row in rows:
+        row.update({name: float(row[name]) for name in MANY if name not in ("scan", "method")})
+    write_markdown(out / "metrics.md", rows, MANY)
+    return markdown(rows, MANY) + f"\n\n{out / 'metrics.csv'}\n{out / 'metrics.md'}"
+
+
 def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
-    """What a command says at its end: the table, where the files are, and the warnings among `notes` once more."""
+    """What a command says at its end: the table, where the files and the report are, and the warnings."""
     table = ""
     if rows:
         table = markdown(rows, METRICS) + (
@@ -64,7 +83,8 @@ def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
         files = ["metrics.csv", "metrics_common_scale.csv", *files]
     files += [name for name in OPTIONAL if (out / name).exists()]
     warnings = [note for note in notes if note.startswith("warning")]
-    return table + "\n".join([*(str(out / name) for name in files), *warnings])
+    report = f"report: {out / 'report.html'}"
+    return table + "\n".join([*(str(out / name) for name in files), report, *warnings])
 
 
 OPTIONAL = ("coil_maps.npy", "deviation.npy", "deviation.png")

@@ -22,11 +22,12 @@ def write_markdown(path: Path, rows: list[dict], columns: tuple[str, ...]) -> No
 
 def markdown(rows: list[dict], columns: tuple[str, ...]) -> str:
     """A Markdown table, padded so that it also reads as text."""
-    cells = [list(columns)] + [[_cell(row[name], name) for name in columns] for row in rows]
+    cells = [list(columns)] + [[cell(row[name], name) for name in columns] for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def _cell(value: object, name: str) -> str:
+def cell(value: object, name: str) -> str:
+    """A value of the column `name` as text."""
     return f"{value:.{DECIMALS.get(name, 4)}f}" if isinstance(value, float) else str(value)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -34,7 +35,7 @@ from tests.conftest import simple_scan
 from utils.errors import InputError
 
 PICTURES = {"montage.png", "xt_profile.png", "cine.gif"}
-ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", *PICTURES}
+ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", "report.html", *PICTURES}
 
 
 def demo(*arguments, cwd, priors, succeeds=True):
@@ -70,6 +71,7 @@ def test_magnitude_scan_end_to_end(magnitude, tmp_path, context_priors):
     assert record["noise_std"] >= 0 and record["notes"]
     for name in ("metrics.csv", *PICTURES):
         assert str(out / name) in done.stdout
+    assert f"report: {out / 'report.html'}" in done.stdout
 
 
 def test_result_does_not_depend_on_the_reference(magnitude, tmp_path, context_priors):
@@ -191,7 +193,7 @@ def test_train_resume_evaluate(tmp_path, magnitude):
     evaluation = [*seed, "--mode=eval", "--config.eval.path=scans"]
     command("main.py", *evaluation, cwd=tmp_path)
     out = tmp_path / "exp" / "result"
-    assert names(out) == {"heart", "metrics.csv", "metrics.md"}
+    assert names(out) == {"heart", "index.html", "metrics.csv", "metrics.md"}
     rows = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
     assert {row["scan"] for row in rows} == {"heart"} and rows[-1]["method"] == "gldm"
     assert_one_sentence(command("main.py", *evaluation, cwd=tmp_path, succeeds=False), "--overwrite")
@@ -410,7 +412,11 @@ def test_a_bad_scan_does_not_stop_the_others(tmp_path, priors):
     flags += [f"--config.eval.checkpoint_{name}={path}" for name, path in zip(("global", "local"), priors, strict=True)]
     done = command("main.py", *flags, cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "1 of 2 scans left out")
-    assert "bad.npz" in done.stderr and names(tmp_path / "exp" / "result") == {"good", "metrics.csv", "metrics.md"}
+    out = tmp_path / "exp" / "result"
+    assert "bad.npz" in done.stderr and names(out) == {"good", "index.html", "metrics.csv", "metrics.md"}
+    index = (out / "index.html").read_text()
+    assert 'href="good/report.html"' in index and "bad.npz" in index and (out / "good" / "report.html").is_file()
+    assert f"report: {Path('exp') / 'result' / 'index.html'}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -581,7 +587,7 @@ def test_evaluation_without_a_reference_leaves_no_scores_of_the_earlier_one(tmp_
     mask = make_mask("uniform", (4, 64, 64), 4, 8)
     np.savez(tmp_path / "scans" / "a.npz", kspace=torch.where(mask, fft2c(make_phantom(4, 64, 0)), 0).numpy())
     assert "nothing is scored" in command("main.py", *flags, cwd=tmp_path).stdout
-    assert names(tmp_path / "exp" / "result") == {"a"}
+    assert names(tmp_path / "exp" / "result") == {"a", "index.html"}
 
 
 def test_global_and_local_model_are_not_exchanged(tmp_path, magnitude):

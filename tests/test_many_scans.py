@@ -63,7 +63,7 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     run = ["--data", "scans", "--out", "out", *SAMPLER]
     demo(*run, cwd=tmp_path, priors=priors)
     out = tmp_path / "out"
-    assert names(out) == {"heart0", "heart1", "heart2", "measured", "metrics.csv", "metrics.md"}
+    assert names(out) == {"heart0", "heart1", "heart2", "measured", "index.html", "metrics.csv", "metrics.md"}
     assert {row["scan"] for row in rows(out)} == {"heart0", "heart1", "heart2"}  # measured has no reference
     common = csv.DictReader((out / "heart1" / "metrics_common_scale.csv").read_text().splitlines())
     expected = [row["psnr_common"] for row in common]
@@ -106,7 +106,7 @@ def test_bad_scans_are_left_out_and_told(scans, tmp_path, priors):
     run = ["--data", "scans/[bh]*", "--out", "out", *SAMPLER]
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "2 of 4 scans left out")
-    assert names(tmp_path / "out") == {"heart1", "heart2", "metrics.csv", "metrics.md"}
+    assert names(tmp_path / "out") == {"heart1", "heart2", "index.html", "metrics.csv", "metrics.md"}
     shutil.rmtree(tmp_path / "out" / "heart1")
     (tmp_path / "out" / "heart1").mkdir()
     (tmp_path / "out" / "heart1" / "notes.txt").write_text("mine")
@@ -128,10 +128,13 @@ def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
     done = torchrun("--data", "scans", "--out", "out")
     assert done.returncode != 0 and "1 of 5 scans left out" in done.stderr
     out = tmp_path / "out"
-    assert names(out) == {"heart0", "heart1", "heart2", "measured", "metrics.csv", "metrics.md"}
+    assert names(out) == {"heart0", "heart1", "heart2", "measured", "index.html", "metrics.csv", "metrics.md"}
     assert {row["scan"] for row in rows(out)} == {"heart0", "heart1", "heart2"}
+    index = (out / "index.html").read_text()
     for scan in ("heart0", "heart1", "heart2", "measured"):
+        assert f'href="{scan}/report.html"' in index
         assert done.stdout.count(f"{scan}: ") - done.stdout.count(f"{scan}: done before") == 1
+    assert "broken.mat" in index.split("Left out")[1].split("</section>")[0]  # whichever process met it
     (scans / "broken.mat").unlink()
     assert torchrun("--data", "scans", "--out", "out").returncode == 0
     assert "need --data with a folder" in torchrun("--data", "scans").stderr
