@@ -15,6 +15,7 @@ from absl import flags
 
 import run_lib
 from configs.flags import define_config, run_command
+from mri.formats.export import FORMATS
 from mri.formats.stored import TIMES, SeveralSlices
 from mri.intake import acquire, is_several_scans, reference_from_file, scan_files
 from mri.masks import PATTERNS
@@ -75,6 +76,10 @@ flags.DEFINE_integer(
     lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_string("out", None, "Folder for the results; default: the next numbered one under result/.")
+flags.DEFINE_list("write", [], "More files of the result for viewers, separated by commas: nifti, dicom, cfl.")
+flags.DEFINE_boolean(
+    "keep_patient", False, "Keep patient and study of a DICOM source in --write dicom; default: they stay empty."
+)
 flags.DEFINE_boolean("overwrite", False, "Replace the results in --out.")
 
 # flags that are shorthands for a field of the configuration
@@ -107,7 +112,13 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
-    job = Job.from_config(configuration(), FLAGS.seed)
+    job = replace(
+        Job.from_config(configuration(), FLAGS.seed), write=tuple(FLAGS.write), keep_patient=FLAGS.keep_patient
+    )
+    if unknown := set(FLAGS.write) - set(FORMATS):
+        raise InputError(f"--write {', '.join(sorted(unknown))} is unknown; choose of {', '.join(FORMATS)}.")
+    if FLAGS.keep_patient and "dicom" not in FLAGS.write:
+        raise InputError("--keep_patient belongs to --write dicom; add it.")
     several = FLAGS.data is not None and is_several_scans(Path(FLAGS.data))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (several and FLAGS.out):
         raise InputError("several processes of torchrun need --data with a folder or pattern of scans, and --out.")

@@ -22,6 +22,7 @@ import torch
 from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
 from mri.formats.detect import scan_name
+from mri.formats.export import patient_header, write_series
 from mri.intake import DataSettings, Intake, MaskSettings, acquire, scan_files
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
@@ -30,7 +31,7 @@ from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
 from report.index import write_index
 from report.page import write_report
-from report.results import OPTIONAL, write_pictures, write_reconstruction, write_scores, write_table
+from report.results import remove_left_overs, write_pictures, write_reconstruction, write_scores, write_table
 from sampling import Reconstruction, reconstruct_problem
 from utils.arguments import command_line
 from utils.errors import InputError
@@ -51,6 +52,8 @@ class Job:
     ou: OUSettings
     sampling: SamplingSettings
     seed: int
+    write: tuple[str, ...] = ()  # further formats of the result, of `mri.formats.export.FORMATS`
+    keep_patient: bool = False  # in DICOM, from a DICOM source
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, seed: int | None = None) -> "Job":
@@ -170,6 +173,7 @@ def reconstruct_scan(
     -------
     the folder, the table's rows (empty without a reference), and the notes of the reconstruction.
     """
+    header = patient_header(Path(scan.source.path)) if job.keep_patient else None
     problem = prepare(scan, job.prepare, device())
     print("\n".join(problem.notes))
     frames, height, width = problem.model.mask.shape
@@ -211,6 +215,9 @@ def reconstruct_scan(
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
+        for said in write_series(folder, job.write, result.image.numpy(), scan.geometry, scan.name, header):
+            notes.append(said)
+            print(said)
         if scan.coils > 1:
             np.save(folder / "coil_maps.npy", result.maps.numpy())
         if result.error_std is not None:
@@ -221,10 +228,7 @@ def reconstruct_scan(
             write_scores(folder, rows)
         write_report(folder / "report.html", scan, images, truth, result.error_std, result.maps, rows, record)
         written = {path.name for path in folder.iterdir()}
-    # what a run that is replaced left and this one has not belongs to another image
-    for name in ("metrics.csv", "metrics_common_scale.csv", *OPTIONAL):
-        if name not in written:
-            (out / name).unlink(missing_ok=True)
+    remove_left_overs(out, written)
     return out, rows, notes
 
 

@@ -1,6 +1,7 @@
 """The files of one reconstruction, and what a command prints at its end."""
 
 import csv
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -87,4 +88,16 @@ def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
     return table + "\n".join([*(str(out / name) for name in files), report, *warnings])
 
 
-OPTIONAL = ("coil_maps.npy", "deviation.npy", "deviation.png")
+OPTIONAL = (
+    "coil_maps.npy", "deviation.npy", "deviation.png", "reconstruction.nii.gz", "reconstruction.cfl",
+    "reconstruction.hdr", "dicom",
+)  # fmt: skip
+
+
+def remove_left_overs(out: Path, written: set[str]) -> None:
+    """Remove what a run that was replaced left in `out` and this one has not: it belongs to another image."""
+    for name in {"metrics.csv", "metrics_common_scale.csv", *OPTIONAL} - written:
+        if (out / name).is_dir():
+            shutil.rmtree(out / name)
+        else:
+            (out / name).unlink(missing_ok=True)

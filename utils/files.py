@@ -49,6 +49,8 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
             os.rename(temporary, path)
             return
         for file in temporary.iterdir():
+            if file.is_dir():
+                shutil.rmtree(path / file.name, ignore_errors=True)
             os.replace(file, path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,176 @@
+"""Series for viewers: NIfTI, DICOM and BART's `.cfl`, with voxel size, orientation and frame times where known.
+
+Magnitudes are written to NIfTI and DICOM, complex values to `.cfl`. Libraries are imported where they are used.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mri.geometry import Geometry
+from utils.errors import InputError
+
+FORMATS = ("nifti", "dicom", "cfl")
+DICOM_FOLDER, NIFTI_NAME, CFL_NAME = "dicom", "reconstruction.nii.gz", "reconstruction"
+MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
+LARGEST = 65535  # stored value of a DICOM image
+WINDOW_TOP = 99.5  # percentile of the series that the window shows as white
+TIME_DIMENSION, DIMENSIONS = 10, 16  # of BART
+# what identifies the patient and the study: copied from a DICOM source when asked, else empty or new
+PATIENT = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex")
+STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName",
+         "FrameOfReferenceUID", "PatientPosition")  # fmt: skip
+
+
+def write_series(
+    folder: Path, formats: tuple[str, ...], image: np.ndarray, geometry: Geometry, name: str, header: Any = None
+) -> list[str]:
+    """Write a reconstruction into `folder` in each of `formats`.
+
+    Parameters
+    ----------
+    image
+        complex64 `(frames, height, width)`, as the scan's rows and columns lie.
+    name
+        series description.
+    header
+        dataset of a DICOM source (`patient_header`) whose patient and study the DICOM series is to belong to.
+
+    Returns
+    -------
+    one sentence for each thing that had to be assumed.
+    """
+    said = []
+    viewers = [one for one in formats if one in ("nifti", "dicom")]
+    if viewers and geometry.voxel_mm is None:
+        said.append("the file does not give the voxel size; 1 mm is written")
+    if viewers and geometry.voxel_mm is not None and geometry.affine() is None:
+        said.append("the file does not say how the slice lies in the patient; an axial slice is written")
+    if viewers and frame_times(geometry, len(image)) is None:
+        said.append("the file does not give frame times; none are written")
+    if "nifti" in formats:
+        write_nifti(folder / NIFTI_NAME, image, geometry)
+    if "dicom" in formats:
+        write_dicom(folder / DICOM_FOLDER, image, geometry, name, header)
+    if "cfl" in formats:
+        write_cfl(folder / CFL_NAME, image)
+    return said
+
+
+def frame_times(geometry: Geometry, frames: int) -> np.ndarray | None:
+    """Time of every frame in ms, `(frames,)`; None where the geometry does not say."""
+    if geometry.frame_times_ms is not None and len(geometry.frame_times_ms) == frames:
+        return np.array(geometry.frame_times_ms)
+    return None if geometry.frame_time_ms is None else geometry.frame_time_ms * np.arange(frames)
+
+
+def write_nifti(path: Path, image: np.ndarray, geometry: Geometry) -> None:
+    """Magnitude as float32 (x, y, slice, time), x along the rows of the image."""
+    import nibabel
+
+    voxel = geometry.voxel_mm or (1.0, 1.0, 1.0)
+    affine = geometry.affine()
+    if affine is None:
+        affine = np.diag([-voxel[1], -voxel[0], voxel[2], 1.0])
+    series = np.abs(image).astype(np.float32).transpose(2, 1, 0)[:, :, None]
+    nifti = nibabel.Nifti1Image(series, affine)
+    times = frame_times(geometry, len(image))
+    step = 0.0 if times is None or len(times) < 2 else float(np.median(np.diff(times)))
+    nifti.header.set_zooms((voxel[1], voxel[0], voxel[2], step))
+    nifti.header.set_xyzt_units("mm", "msec" if step else "unknown")
+    nifti.header["descrip"] = b"GLDM reconstruction"
+    nibabel.save(nifti, path)
+
+
+def write_cfl(base: Path, image: np.ndarray) -> None:
+    """Complex images as BART has them: columns along dimension 0, rows along 1, time along 10."""
+    frames, height, width = image.shape
+    sizes = [1] * DIMENSIONS
+    sizes[0], sizes[1], sizes[TIME_DIMENSION] = width, height, frames
+    base.with_suffix(".hdr").write_text(f"# Dimensions\n{' '.join(map(str, sizes))}\n")
+    image.astype(np.complex64).tofile(base.with_suffix(".cfl"))  # row-major (t, y, x) is column-major (x, y, t)
+
+
+def patient_header(path: Path | None) -> Any:
+    """The header of a DICOM source, for its patient and study.
+
+    Raises
+    ------
+    InputError
+        when the source is no DICOM file or series.
+    """
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    files = sorted(file for file in path.iterdir() if file.is_file()) if path and path.is_dir() else [path]
+    for file in files:
+        try:
+            if file is not None:
+                return pydicom.dcmread(file, stop_before_pixels=True)
+        except (InvalidDicomError, OSError):
+            continue
+    raise InputError(f"--keep_patient: {path} is no DICOM series and names no patient; leave it out.")
+
+
+def write_dicom(folder: Path, image: np.ndarray, geometry: Geometry, name: str, header: Any = None) -> None:
+    """A derived series of classic MR images, one file per frame: `frame_000.dcm`, …
+
+    Values are stored with one rescale slope and shown with one window for all frames. UIDs are new, and follow from
+    the images, so that the same images give the same series.
+    """
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+
+    size = np.abs(image).astype(np.float64)
+    seed = hashlib.sha256(np.ascontiguousarray(image).tobytes() + name.encode()).hexdigest()
+    slope = float(f"{max(size.max(), 1e-30) / LARGEST:.8e}")
+    top = float(np.percentile(size, WINDOW_TOP)) or slope
+    voxel = geometry.voxel_mm or (1.0, 1.0, 1.0)
+    times = frame_times(geometry, len(image))
+    folder.mkdir()
+    for number, frame in enumerate(size):
+        meta, data = FileMetaDataset(), Dataset()
+        uid = generate_uid(entropy_srcs=[seed, str(number)])
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(MR_IMAGE_STORAGE), uid
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data.file_meta = meta
+        data.SOPClassUID, data.SOPInstanceUID = MR_IMAGE_STORAGE, uid
+        for keyword in (*PATIENT, *STUDY):
+            setattr(data, keyword, header.get(keyword, "") if header is not None else "")
+        data.StudyInstanceUID = data.StudyInstanceUID or generate_uid(entropy_srcs=[seed, "study"])
+        data.FrameOfReferenceUID = data.FrameOfReferenceUID or generate_uid(entropy_srcs=[seed, "frame of reference"])
+        data.SeriesInstanceUID = generate_uid(entropy_srcs=[seed, "series"])
+        data.Modality, data.Manufacturer, data.SeriesNumber = "MR", "GLDM", 1
+        data.SeriesDescription = name[:64]
+        data.PositionReferenceIndicator, data.Laterality = "", ""
+        data.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
+        data.DerivationDescription = "Zero-shot dynamic reconstruction (GLDM) of under-sampled k-space"
+        data.ScanningSequence, data.SequenceVariant = "RM", "NONE"
+        data.ScanOptions = "" if times is None else "CG"  # what a trigger time asks for
+        data.MRAcquisitionType, data.EchoTime, data.EchoTrainLength = "2D", None, None
+        data.RepetitionTime = None
+        data.InstanceNumber = number + 1
+        data.TemporalPositionIdentifier, data.NumberOfTemporalPositions = number + 1, len(image)
+        if times is not None:
+            data.TriggerTime = f"{times[number]:.4f}"[:16]
+        data.PixelSpacing = [_decimal(voxel[0]), _decimal(voxel[1])]
+        data.SliceThickness = _decimal(geometry.slice_thickness_mm or voxel[2])
+        data.SpacingBetweenSlices = _decimal(voxel[2])
+        data.ImageOrientationPatient = [_decimal(value) for value in geometry.orientation or (1, 0, 0, 0, 1, 0)]
+        data.ImagePositionPatient = [_decimal(value) for value in geometry.position_mm or (0, 0, 0)]
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.Rows, data.Columns = frame.shape
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+        data.RescaleIntercept, data.RescaleSlope, data.RescaleType = "0", f"{slope:.8e}", "US"
+        data.WindowCenter, data.WindowWidth = _decimal(top / 2), _decimal(top)
+        data.VOILUTFunction = "LINEAR_EXACT"  # a window may be narrower than 1
+        data.PixelData = np.round(frame / slope).clip(0, LARGEST).astype("<u2").tobytes()
+        data.save_as(folder / f"frame_{number:03d}.dcm", enforce_file_format=True)
+
+
+def _decimal(value: float) -> str:
+    """A number as DICOM's decimal string, of 16 characters at most."""
+    text = repr(float(value))
+    return text if len(text) <= 16 else f"{value:.9g}"[:16]

@@ -1,0 +1,97 @@
+"""Series for viewers: what is written is read back where it lay, when it was, with the values it had."""
+
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from mri.formats import load_scan
+from mri.formats.export import FORMATS, patient_header, write_series
+from mri.geometry import Geometry
+from utils.errors import InputError
+
+# not square, not axial, not symmetric
+GEOMETRY = Geometry(
+    voxel_mm=(1.5, 1.25, 8.0), slice_thickness_mm=6.0, orientation=(0.0, 0.8, -0.6, 0.0, 0.6, 0.8),
+    position_mm=(10.0, -20.0, 35.5), frame_time_ms=40.0,
+)  # fmt: skip
+FILES = {"nifti": "reconstruction.nii.gz", "dicom": "dicom", "cfl": "reconstruction.cfl"}
+
+
+@pytest.fixture
+def image():
+    generator = np.random.default_rng(0)
+    size = generator.random((5, 24, 32)) * np.arange(1, 33) * np.arange(1, 25)[:, None]
+    return (size * np.exp(1j * generator.random(size.shape))).astype(np.complex64)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_round_trip_keeps_values_place_and_time(name, image, tmp_path):
+    assert write_series(tmp_path, (name,), image, GEOMETRY, "a scan") == []
+    stored = load_scan(tmp_path / FILES[name], kind="image" if name == "cfl" else None)
+    found = stored.data[:, 0].numpy()
+    expected = image if name == "cfl" else np.abs(image)
+    assert found.shape == image.shape
+    assert np.abs(found - expected).max() < (1e-5 if name == "dicom" else 1e-6) * np.abs(image).max()
+    if name == "cfl":
+        return
+    assert np.allclose(stored.geometry.affine(), GEOMETRY.affine(), atol=1e-5)
+    assert stored.geometry.frame_time_ms == pytest.approx(40)
+    assert stored.geometry.voxel_mm == pytest.approx(GEOMETRY.voxel_mm)
+
+
+def test_frames_of_unequal_length_keep_their_times_in_dicom(image, tmp_path):
+    times = (0.0, 30.0, 61.5, 90.0, 130.0)
+    write_series(tmp_path, ("dicom",), image, Geometry(voxel_mm=(1, 1, 5), frame_times_ms=times), "a scan")
+    assert load_scan(tmp_path / "dicom").geometry.frame_times_ms == pytest.approx(times)
+
+
+def test_what_is_assumed_is_said(image, tmp_path):
+    said = write_series(tmp_path, ("nifti",), image, Geometry(), "a scan")
+    assert any("1 mm" in text for text in said) and any("frame times" in text for text in said)
+    said = write_series(tmp_path, ("cfl",), image, Geometry(), "a scan")
+    assert said == []
+    said = write_series(tmp_path, ("dicom",), image, Geometry(voxel_mm=(2, 2, 8)), "a scan")
+    assert any("axial" in text for text in said)
+
+
+def test_dicom_holds_no_patient_unless_asked_and_one_window(image, tmp_path):
+    import pydicom
+
+    (tmp_path / "new").mkdir()
+    write_series(tmp_path / "new", ("dicom",), image, GEOMETRY, "a scan")
+    files = [pydicom.dcmread(file) for file in sorted((tmp_path / "new" / "dicom").iterdir())]
+    assert {str(one.PatientName) + str(one.PatientID) + str(one.PatientBirthDate) for one in files} == {""}
+    assert len({one.SOPInstanceUID for one in files}) == len(files) == 5
+    assert len({(one.SeriesInstanceUID, str(one.WindowWidth), str(one.RescaleSlope)) for one in files}) == 1
+    for file in (tmp_path / "new" / "dicom").iterdir():  # a source that names a patient
+        data = pydicom.dcmread(file)
+        data.PatientName, data.StudyID = "Phantom^Test", "7"
+        data.save_as(file)
+    (tmp_path / "kept").mkdir()
+    header = patient_header(tmp_path / "new" / "dicom")
+    write_series(tmp_path / "kept", ("dicom",), 2 * image, GEOMETRY, "a scan", header)
+    kept = pydicom.dcmread(tmp_path / "kept" / "dicom" / "frame_000.dcm")
+    assert str(kept.PatientName) == "Phantom^Test" and kept.StudyInstanceUID == files[0].StudyInstanceUID
+    assert kept.SeriesInstanceUID != files[0].SeriesInstanceUID
+    (tmp_path / "text.npy").write_bytes(b"no dicom")
+    with pytest.raises(InputError, match="keep_patient"):
+        patient_header(tmp_path / "text.npy")
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of Debian's dicom3tools")
+@pytest.mark.parametrize("geometry", (GEOMETRY, Geometry()))
+def test_dicom_is_valid(geometry, image, tmp_path):
+    write_series(tmp_path, ("dicom",), image / 1000, geometry, "a scan")
+    told = subprocess.run(["dciodvfy", tmp_path / "dicom" / "frame_002.dcm"], capture_output=True, text=True)
+    assert "Error" not in told.stderr + told.stdout, told.stderr
+
+
+def test_the_same_images_give_the_same_files(image, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_series(tmp_path / name, ("dicom", "cfl"), image, GEOMETRY, "a scan")
+    for path in sorted((tmp_path / "one").rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
