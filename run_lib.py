@@ -23,7 +23,8 @@ from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
 from mri.formats.detect import scan_name
 from mri.formats.export import patient_header, write_series
-from mri.intake import DataSettings, Intake, MaskSettings, acquire, scan_files
+from mri.intake import acquire, scan_files
+from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
 from reconstruction.optimization_unit import expected_seconds, run_optimization_unit, with_operator

@@ -5,7 +5,7 @@ from dataclasses import fields
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from mri.intake import DataSettings, MaskSettings
+from mri.intake_settings import DataSettings, MaskSettings
 from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
 from training.settings import ModelSettings, OptimSettings, PseudoReferenceSettings, TrainingSettings
 from utils.settings import Settings

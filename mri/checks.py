@@ -116,9 +116,10 @@ def refuse_copied_lines(kspace: Tensor, where: str) -> None:
 
 
 def measured_block(sampled: Tensor) -> tuple[slice, slice] | None:
-    """The centred block of k-space outside which nothing was measured in any frame; None where that is all of it.
+    """The centred block of k-space outside which nothing was measured in any frame, where zeros pad it on all sides.
 
-    `sampled` is boolean `(frames, ky, kx)`.
+    `sampled` is boolean `(frames, ky, kx)`. None where it is all of k-space, or all along one axis: lines that are
+    sampled in no frame are a matter of the sampling.
     """
     found = []
     for axis, other in ((1, 2), (2, 1)):
@@ -126,10 +127,11 @@ def measured_block(sampled: Tensor) -> tuple[slice, slice] | None:
         places = sampled.any(dim=0).any(dim=other - 1).nonzero().flatten() - length // 2
         reach = max(-int(places.min()), int(places.max()) + 1)
         cut = length // 2 - reach
-        found.append(slice(cut, length // 2 + reach) if cut >= PADDING else slice(0, length))
+        if cut < PADDING:
+            return None
+        found.append(slice(cut, length // 2 + reach))
     rows, columns = found
-    whole = (rows.stop - rows.start, columns.stop - columns.start) == tuple(sampled.shape[1:])
-    return None if whole else (rows, columns)
+    return rows, columns
 
 
 def _identical_frames(data: Tensor) -> list[str]:

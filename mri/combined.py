@@ -90,13 +90,13 @@ def point_swing(kspace: Tensor) -> float:
     return math.exp(2 * log.square().mean().sqrt().item())
 
 
-def refuse_combined_after_undersampling(kspace: Tensor, path: str | os.PathLike) -> str:
+def refuse_combined_after_undersampling(kspace: Tensor, path: str | os.PathLike) -> list[str]:
     """Look at k-space `(frames, ky, kx)` that may be fully sampled only in appearance.
 
     Returns
     -------
     a warning where lines differ from their neighbours, as those of a mask that is the same in every frame do, but also
-    those of boxes and tubes; empty without suspicion.
+    those of boxes and tubes; an empty list without suspicion.
 
     Raises
     ------
@@ -113,8 +113,8 @@ def refuse_combined_after_undersampling(kspace: Tensor, path: str | os.PathLike)
                 f"frame to frame: {what}. {mend}"
             )
     if rough > ROUGHNESS:
-        return (
+        return [
             f"warning: the energy of the k-space lines changes {rough:.0f}-fold from one line to the next. Unless the "
             f"object has long straight edges, {what}, and all scores are wrong. {mend}"
-        )
-    return ""
+        ]
+    return []

@@ -3,84 +3,32 @@
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
+from mri.checks import image_remarks, measured_block, refuse_copied_lines
 from mri.combined import refuse_combined_after_undersampling
-from mri.formats import Stored, load_mask, load_scan
+from mri.formats import Stored, load_scan
 from mri.formats.array_scan import load_maps
 from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, scan_name
-from mri.formats.stored import TIMES
-from mri.fourier import fft2c
-from mri.masks import PATTERNS, fit_mask, make_mask
+from mri.fourier import fft2c, ifft2c
+from mri.intake_settings import Intake
 from mri.oversampling import crop_readout, cropped_matrix
 from mri.phantom import simulate_scan
 from mri.phase import smooth_phase
-from mri.resize import interpolated, resized, resized_mask
+from mri.resize import interpolated, resized
 from mri.scan import Reference, Scan, Source
+from mri.scan_masks import mask_of_measurement, mask_to_apply, sampled_locations
 from utils.errors import InputError
-from utils.settings import Settings, setting
 
 Tensor = torch.Tensor
 
-TINY = 2e-7  # of the largest value of k-space: rounding of single precision
-EMBEDDED_FRAMES, EMBEDDED_SIZE = 16, 96
+EMBEDDED_FRAMES = 16
 EMBEDDED_COILS, EMBEDDED_NOISE = 8, 0.01
-
-
-@dataclass(frozen=True)
-class DataSettings(Settings):
-    """Which scan, and how its file is read."""
-
-    part: ClassVar[str] = "data"
-
-    path: str = setting("", "scan file or folder of scans; empty: the built-in heart phantom")
-    key: str = setting("", "variable in the file; empty: found")
-    kind: str = setting("", "image | kspace; empty: found", choices=("", "image", "kspace"))
-    frames_axis: int | None = setting(None, "axis of time in the file, e.g. -1; None: found", optional=int)
-    coils_axis: int | None = setting(None, "axis of the coils in the file; None: found", optional=int)
-    time: str = setting("", "what is time in the file; empty: found", choices=("", *TIMES))
-    slice: int | None = setting(None, "slice of a file with several, from 0", least=0, optional=int)
-    set: int | None = setting(None, "set (such as a velocity encoding) of a file with several", least=0, optional=int)
-    dc: str = setting("center", "where zero frequency lies in k-space files", choices=("center", "corner"))
-    phase: str = setting("smooth", "phase given to magnitude images", choices=("smooth", "none"))
-    frames: int = setting(0, "frames used; 0: all (built-in heart phantom: 16); image series with "
-                          "fewer are repeated cyclically, k-space is not", least=0, most=1024)  # fmt: skip
-    size: int = setting(0, "pixels used, the centre of k-space; 0: all (built-in heart phantom: model.image_size)",
-                        least=0, most=4096)  # fmt: skip
-    phantoms: int = setting(16, "built-in heart phantoms to train on, seeds 1, 2, …; 0 is the demo's", least=0)
-    noise_std: float | None = setting(
-        None, "σ of a complex k-space sample of one coil, E|n|² = σ², in the units of the file; None: from noise "
-        "samples, else estimated", least=0, optional=float
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MaskSettings(Settings):
-    """The sampling mask of fully sampled data, or the one that was used."""
-
-    part: ClassVar[str] = "mask"
-
-    path: str = setting("", "mask file; empty: generated, or found from the zeros of k-space")
-    key: str = setting("", "variable in the mask file; empty: found")
-    pattern: str = setting("uniform", "mask to generate", choices=PATTERNS)
-    acceleration: float = setting(4.0, "nominal acceleration R, not counting the ACS lines", least=1)
-    acs: int = setting(8, "fully sampled central lines", least=0)
-
-
-@dataclass(frozen=True)
-class Intake:
-    """All that decides how a scan is taken."""
-
-    data: DataSettings = field(default_factory=DataSettings)
-    mask: MaskSettings = field(default_factory=MaskSettings)
-    maps: str = "auto"  # a file of coil maps, or how they are estimated (`reconstruction.prepare`)
-    seed: int = 0  # of masks, image phases and the noise of the built-in phantom
-    embedded_size: int = EMBEDDED_SIZE
 
 
 def acquire(intake: Intake, source: Path | int) -> tuple[Scan, Reference | None]:
@@ -97,7 +45,7 @@ def embedded_scan(intake: Intake, seed: int) -> tuple[Scan, Reference]:
         f"built-in heart phantom {seed}: {frames} frames of {EMBEDDED_COILS} coils, {size}×{size}, noise "
         f"{EMBEDDED_NOISE:g} of the brightest pixel"
     )
-    mask, how = _mask_to_apply(intake, (frames, size, size))
+    mask, how = mask_to_apply(intake, (frames, size, size))
     found += f"\nfully sampled; retrospectively under-sampled by {how}"
     source = Source(f"heart{seed}", found, format="embedded")
     scan = Scan.from_arrays(simulated.kspace, mask, noise_samples=simulated.noise, source=source)
@@ -121,34 +69,58 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         time=data.time or None, slice=data.slice, set=data.set,
     )  # fmt: skip
     stored, gain = resized(stored, data.frames, data.size)
-    found = str(stored)
     if stored.kind != "kspace":
-        found += _suspicion(fft2c(stored.data[:, 0]), path)
-        image = stored.data[:, 0]
-        if stored.kind == "magnitude" and data.phase == "smooth":
-            image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
-        # the noise of the images themselves belongs to what is to be reconstructed
-        kspace = fft2c(image.to(torch.complex64))[:, None]
-        return _undersampled(
-            intake, kspace, stored, Reference(image), found, noise_std=(data.noise_std or 0.0) * gain
-        )
+        return _simulated(intake, stored, gain)
     sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
+    if stored.mask is None:
+        refuse_copied_lines(stored.data, str(path))
+        if (block := measured_block(sampled)) is not None:
+            intake, stored, more_gain = replace(intake, block=block), *_block_of(stored, block)
+            sampled, gain = sampled[(slice(None), *block)], gain * more_gain
+    found = str(stored)
     maps, said = _maps_of_file(intake, stored) if stored.data.shape[1] > 1 else (None, "")
     found = f"{found}\n{said}" if said else found
     noise = None if stored.noise is None else stored.noise * gain
     level = None if data.noise_std is None else data.noise_std * gain
-    more = {"noise_samples": noise, "noise_std": level, "coil_maps": maps, "averages": stored.averages}
+    more: dict[str, Any] = {"noise_samples": noise, "noise_std": level, "coil_maps": maps, "averages": stored.averages}
     if sampled.all():
         stored = _without_oversampling(stored, sampled)
         more["averages"] = stored.averages
-        found += _suspicion(stored.data[:, 0], path)
+        more["remarks"] = tuple(refuse_combined_after_undersampling(stored.data[:, 0], path))
         full = Reference(kspace=stored.data, noisy=True) if stored.image is None else Reference(stored.image)
         return _undersampled(intake, stored.data, stored, full, found, **more)
-    mask, how = _mask_of_measurement(intake, stored, sampled)
+    mask, how, doubts = mask_of_measurement(intake, stored, sampled)
     source = _source(stored, f"{found}\nprospectively under-sampled; mask {how}")
     reference = None if stored.image is None else Reference(stored.image)
-    more["readout_oversampling"] = stored.oversampling
+    more |= {"readout_oversampling": stored.oversampling, "remarks": tuple(doubts)}
     return Scan.from_arrays(stored.data, mask, source=source, **more, **_when_and_where(stored)), reference
+
+
+def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Reference]:
+    """The acquisition of images."""
+    image, data = stored.data[:, 0], intake.data
+    remarks = image_remarks(image, str(stored.path))
+    remarks += refuse_combined_after_undersampling(fft2c(image), stored.path)
+    if stored.kind == "magnitude" and data.phase == "smooth":
+        image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
+    # the noise of the images themselves belongs to what is to be reconstructed
+    kspace, level = fft2c(image.to(torch.complex64))[:, None], (data.noise_std or 0.0) * gain
+    return _undersampled(intake, kspace, stored, Reference(image), str(stored), noise_std=level, remarks=tuple(remarks))
+
+
+def _block_of(stored: Stored, block: tuple[slice, slice]) -> tuple[Stored, float]:
+    """K-space without the zeros around the block that was measured, and the gain that keeps image intensities."""
+    height, width = stored.data.shape[2:]
+    kspace = stored.data[(slice(None), slice(None), *block)]
+    gain = (kspace[0, 0].numel() / (height * width)) ** 0.5
+    image = stored.image
+    if image is not None:
+        image = ifft2c(fft2c(image)[(slice(None), *block)] * gain)
+    now = (kspace.shape[2], kspace.shape[3])
+    said = f"k-space of {height} x {width} is padded with zeros around {now[0]} x {now[1]}, which is the matrix now"
+    geometry = stored.geometry.resampled((height, width), now)
+    details = (*stored.details, said)
+    return replace(stored, data=kspace * gain, image=image, geometry=geometry, details=details), gain
 
 
 def _when_and_where(stored: Stored) -> dict[str, Any]:
@@ -165,11 +137,6 @@ def _without_oversampling(stored: Stored, sampled: Tensor) -> Stored:
         averages = averages.amax(dim=-1, keepdim=True).expand(mask.shape).contiguous()
     said = f"readout oversampling ({stored.oversampling:.3g}) removed"
     return replace(stored, data=kspace, mask=mask, averages=averages, oversampling=1.0, details=(*stored.details, said))
-
-
-def _suspicion(kspace: Tensor, path: str | os.PathLike) -> str:
-    warning = refuse_combined_after_undersampling(kspace, path)
-    return f"\n{warning}" if warning else ""
 
 
 def scan_files(path: str | os.PathLike, beside: Sequence[str] = ()) -> list[Path]:
@@ -260,72 +227,9 @@ def _source(stored: Stored, found: str) -> Source:
 def _undersampled(
     intake: Intake, kspace: Tensor, stored: Stored, reference: Reference, found: str, **more
 ) -> tuple[Scan, Reference]:
-    mask, how = _mask_to_apply(intake, (len(kspace), *kspace.shape[2:]))
+    mask, how = mask_to_apply(intake, (len(kspace), *kspace.shape[2:]))
     source = _source(stored, f"{found}\nfully sampled; retrospectively under-sampled by {how}")
     return Scan.from_arrays(kspace, mask, source=source, **more, **_when_and_where(stored)), reference
-
-
-def _mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor, str]:
-    """The mask of `intake.mask`, read or generated, for a scan of (frames, height, width), and its name."""
-    mask = intake.mask
-    if mask.path:
-        read = resized_mask(load_mask(mask.path, mask.key or None), intake.data.frames, intake.data.size, shape)
-        return fit_mask(read, shape, mask.path), mask.path
-    generated = make_mask(mask.pattern, shape, mask.acceleration, mask.acs, intake.seed)
-    return fit_mask(generated, shape), f"{mask.pattern}, R = {mask.acceleration:g}, {mask.acs} ACS lines"
-
-
-def _mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Tensor, str]:
-    """The mask of under-sampled k-space: from its file, or from the zeros; and its name."""
-    shape = (sampled.shape[0], sampled.shape[1], sampled.shape[2])
-    if not intake.mask.path and stored.mask is not None:
-        return fit_mask(stored.mask, shape, f"{stored.path}: what was measured"), "as the readouts of the file say"
-    if not intake.mask.path:
-        exact = not stored.data.abs().sum(dim=1)[~sampled].any()
-        zeros = "the zeros in k-space" if exact else f"samples below {TINY:g} of the largest, which count as zero"
-        return fit_mask(sampled, shape, f"{stored.path}: the mask detected from its zeros"), f"detected from {zeros}"
-    mask, name = _mask_that_fits(intake, shape, sampled)
-    missing = _unmeasured(mask, sampled)
-    if missing > 0.01 and (mask == mask[0]).all() and not (sampled == sampled[0]).all():
-        same = [i for i in range(len(mask)) if torch.equal(mask[i], sampled[i])]
-        whose = f"the mask of frame {same[0]} alone" if same else "one mask for all frames"
-        raise InputError(
-            f"{name} is {whose}, and {stored.path} was sampled otherwise from frame to frame; leave out --mask to find "
-            "the mask from the zeros, or give it with all frames."
-        )
-    if missing > 0.01:
-        raise InputError(
-            f"{name} does not match {stored.path}: {missing:.0%} of its samples are zero in the k-space; give the mask "
-            "the scan was made with, or none, to find it from the zeros."
-        )
-    return mask, name
-
-
-def _unmeasured(mask: Tensor, sampled: Tensor) -> float:
-    """Share of the samples of a mask that are zero in the k-space."""
-    return ((mask & ~sampled).double().sum() / mask.double().sum()).item()
-
-
-def _mask_that_fits(intake: Intake, shape: tuple[int, int, int], sampled: Tensor) -> tuple[Tensor, str]:
-    """The mask of a file and its name; with rows and columns exchanged where only so it is that of the k-space.
-
-    CMRxRecon stores masks in the order of MATLAB and k-space as HDF5 has it.
-    """
-    path = intake.mask.path
-    read = resized_mask(load_mask(path, intake.mask.key or None), intake.data.frames, intake.data.size, shape)
-    try:
-        mask = fit_mask(read, shape, path)
-        if _unmeasured(mask, sampled) <= 0.01:
-            return mask, path
-    except InputError:
-        mask = None
-    try:
-        turned = fit_mask(read.mT, shape, path)
-        if _unmeasured(turned, sampled) <= 0.01:
-            return turned, f"{path}, its rows and columns exchanged to fit the k-space"
-    except InputError:
-        pass
-    return fit_mask(read, shape, path) if mask is None else mask, path
 
 
 def _maps_of_file(intake: Intake, stored: Stored) -> tuple[Tensor | None, str]:
@@ -335,7 +239,7 @@ def _maps_of_file(intake: Intake, stored: Stored) -> tuple[Tensor | None, str]:
     coils, height, width = stored.data.shape[1:]
     width = cropped_matrix(width, stored.oversampling)
     maps, found = load_maps(intake.maps, coils)
-    if intake.data.size and maps.shape[1] >= height and maps.shape[2] >= width:
+    if (intake.data.size or intake.block) and maps.shape[1] >= height and maps.shape[2] >= width:
         maps = interpolated(maps, height, width)
     if maps.shape != (coils, height, width):
         raise InputError(
@@ -343,34 +247,6 @@ def _maps_of_file(intake: Intake, stored: Stored) -> tuple[Tensor | None, str]:
             f"{(coils, height, width)}; give maps of the same coils and matrix."
         )
     return maps, found
-
-
-def sampled_locations(kspace: Tensor) -> Tensor:
-    """Where k-space `(frames, coils, ky, kx)` was measured in any coil: boolean `(frames, ky, kx)`."""
-    return _sampled_locations(kspace.abs().sum(dim=1))
-
-
-def _sampled_locations(kspace: Tensor) -> Tensor:
-    """Where k-space was measured: its non-zero samples, whole lines where lines were measured.
-
-    K-space that went through a Fourier transform and back has rounding where it had zeros. It counts as zero where it
-    is tiny in some frames and not in others, with hardly a value between rounding and the rest.
-    """
-    sampled = kspace != 0
-    size = kspace.abs() / kspace.abs().max()
-    measured = size > TINY
-    varying = (measured.any(dim=0) & ~measured.all(dim=0)).double().mean()
-    between = (measured & (size < 10 * TINY)).double().mean()
-    if sampled.double().mean() > 0.99 and varying > 0.05 and between < 0.01:
-        sampled = measured
-    for axis, across in ((-1, -2), (-2, -1)):
-        line_fraction = sampled.double().mean(dim=axis, keepdim=True)
-        filled = (line_fraction > 0).expand_as(sampled)
-        # a stray exact zero inside a measured line is a value, not a gap; a whole empty line across is a gap
-        empty_across = ~sampled.any(dim=across, keepdim=True)
-        if ((line_fraction == 0) | (line_fraction > 0.9)).all() and not (filled & empty_across).any():
-            return filled
-    return sampled
 
 
 def training_sources(intake: Intake) -> Sequence[Path | int]:

@@ -47,6 +47,8 @@ class Scan:
         factor by which the readout, kx, is oversampled; `reconstruction.prepare` crops it.
     real_time
         whether the frames follow each other in time and are not the phases of one heartbeat.
+    remarks
+        what is doubtful in how the scan was stored; `check` repeats it.
     """
 
     kspace: Tensor
@@ -57,6 +59,7 @@ class Scan:
     coil_maps: Tensor | None = None
     readout_oversampling: float = 1.0
     real_time: bool = False
+    remarks: tuple[str, ...] = ()
     geometry: Geometry = field(default_factory=Geometry)
     source: Source = field(default_factory=lambda: Source("scan"))
 
@@ -97,7 +100,7 @@ class Scan:
         """What is unusual or doubtful in the samples, one sentence each; see `mri.checks`."""
         from mri.checks import scan_remarks  # which knows this class
 
-        return scan_remarks(self)
+        return [*self.remarks, *scan_remarks(self)]
 
     @classmethod
     def from_arrays(cls, kspace: Tensor, mask: Tensor, **more) -> "Scan":

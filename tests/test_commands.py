@@ -20,7 +20,8 @@ from models.checkpoint import load_model, save_model
 from models.ncsnpp import NCSNpp
 from models.prior import load_prior, shipped
 from mri.fourier import fft2c, ifft2c
-from mri.intake import DataSettings, Intake, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake
 from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom

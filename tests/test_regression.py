@@ -17,7 +17,8 @@ import torch
 
 from configs.ve import cpu_demo, synthetic
 from mri.fourier import fft2c
-from mri.intake import DataSettings, Intake, MaskSettings, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.masks import make_mask
 from mri.phantom import make_phantom
 from mri.scan import Scan

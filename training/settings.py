@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from models.context import Context
 from models.ncsnpp import NCSNpp
-from mri.intake import Intake
+from mri.intake_settings import Intake
 from mri.view_sharing import WINDOWS
 from reconstruction.settings import PRECISIONS, OUSettings, PrepareSettings
 from utils.errors import InputError

@@ -10,7 +10,8 @@ from mri.formats.arrays import read_arrays
 from mri.formats.detect import reader_of
 from mri.formats.hdf5 import datasets, opened
 from mri.formats.stored import TIMES
-from mri.intake import DataSettings, Intake, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake
 from utils.errors import exit_on_input_error
 
 

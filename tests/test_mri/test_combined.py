@@ -15,7 +15,8 @@ from mri.combined import (
 )
 from mri.formats import load_scan
 from mri.fourier import fft2c, ifft2c
-from mri.intake import Intake, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import Intake
 from mri.masks import make_mask
 from mri.phantom import simulate_scan
 from mri.phase import smooth_phase
@@ -54,10 +55,10 @@ def test_so_are_radial_masks(scene):
 def test_of_the_same_lines_in_every_frame_is_warned(pattern, scene):
     """A box has such lines too, so that it cannot be refused."""
     for image in combined(scene, 4, 0.005, pattern=pattern, static=True):
-        assert refuse_combined_after_undersampling(fft2c(image), "scan.npy").startswith("warning")
+        assert refuse_combined_after_undersampling(fft2c(image), "scan.npy")[0].startswith("warning")
     box = 0.01 * torch.randn(8, 64, 64, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     box[:, 16:48, 16:48] += 1
-    assert "straight edges" in refuse_combined_after_undersampling(fft2c(box), "scan.npy")
+    assert "straight edges" in refuse_combined_after_undersampling(fft2c(box), "scan.npy")[0]
 
 
 def clear(kspace):

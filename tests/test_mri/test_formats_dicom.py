@@ -6,7 +6,8 @@ import torch
 
 from mri.formats import load_scan, sha256
 from mri.formats.stored import SeveralSlices
-from mri.intake import Intake, is_several_scans, scan_files, scan_from_file
+from mri.intake import is_several_scans, scan_files, scan_from_file
+from mri.intake_settings import Intake
 from mri.phantom import make_phantom
 from reconstruction.prepare import prepare
 from utils.errors import InputError

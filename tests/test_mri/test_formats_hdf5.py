@@ -9,7 +9,8 @@ import torch
 from mri.formats import load_scan
 from mri.formats.stored import SeveralSlices
 from mri.fourier import fft2c
-from mri.intake import Intake, MaskSettings, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import Intake, MaskSettings
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
 from utils.errors import InputError

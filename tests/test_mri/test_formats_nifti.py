@@ -9,7 +9,8 @@ import torch
 
 from mri.formats import load_scan
 from mri.formats.stored import SeveralSlices
-from mri.intake import DataSettings, Intake, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake
 from mri.phantom import make_phantom
 from utils.errors import InputError
 

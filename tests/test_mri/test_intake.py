@@ -8,15 +8,8 @@ import scipy.io
 import torch
 
 from mri.fourier import fft2c
-from mri.intake import (
-    DataSettings,
-    Intake,
-    MaskSettings,
-    embedded_scan,
-    reference_from_file,
-    scan_files,
-    scan_from_file,
-)
+from mri.intake import embedded_scan, reference_from_file, scan_files, scan_from_file
+from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
 from reconstruction.prepare import prepare

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mri.fourier import fft2c
-from mri.intake import DataSettings, Intake, MaskSettings, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.masks import make_mask
 from mri.noise import chi, misfit, per_channel
 from mri.phantom import simulate_scan

@@ -8,7 +8,8 @@ import torch
 
 from datasets import PseudoReferenceFrames, augment
 from mri.fourier import fft2c, ifft2c
-from mri.intake import DataSettings, Intake, MaskSettings, acquire
+from mri.intake import acquire
+from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
 from reconstruction.prepare import prepare

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from mri.intake import Intake
+from mri.intake_settings import Intake
 from reconstruction.settings import OUSettings, PrepareSettings
 from tests.commands import ROOT, TINY, assert_one_sentence, command
 from training import settings as parts
