@@ -130,10 +130,14 @@ class Page:
         for kind, (x, y) in [("mousePressed", places[0]), *moves, ("mouseReleased", places[-1])]:
             self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
-    def tap(self, selector: str, x: float, y: float) -> None:
-        """Touch an element with a finger."""
-        left, top = self.place(selector, x, y)
-        self.call("Input.dispatchTouchEvent", type="touchStart", touchPoints=[{"x": left, "y": top}])
+    def touch(self, selector: str, *points: tuple[float, float]) -> None:
+        """Put a finger on the first of the points, shares of an element; move over the others; lift it."""
+        places = [self.place(selector, *point) for point in points]
+        # where a finger may scroll is known once the page is painted
+        self.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 50)))")
+        kinds = ["touchStart", *["touchMove"] * (len(places) - 1)]
+        for kind, (x, y) in zip(kinds, places, strict=True):
+            self.call("Input.dispatchTouchEvent", type=kind, touchPoints=[{"x": x, "y": y}])
         self.call("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
     def screenshot(self, path: Path) -> None:

@@ -91,10 +91,8 @@
     const figure = byId(`panel-${series.name}`);
     const [image, profile] = figure.querySelectorAll("canvas");
     const stage = figure.querySelector(".stage");
-    series.panel = {
-      figure, image: surface(image, width, height), profile, lines: figure.querySelectorAll("line"),
-      now: figure.querySelector(".now"),
-    };
+    const [line, now] = [figure.querySelector(".line"), figure.querySelector(".now")];
+    series.panel = { figure, image: surface(image, width, height), profile, line, now };
     listen(stage, image);
   }
 
@@ -155,11 +153,13 @@
     const line = lineNow();
     const samples = samplesOnLine(line);
     const [r, e] = beside();
-    const [start, end] = [line.at(line.low), line.at(line.high)];
+    const foot = line.at(0);
+    const style = {
+      left: `${50 + (100 * foot.x) / size.x}%`, top: `${50 + (100 * foot.y) / size.y}%`,
+      width: `${300 * Math.max(1, size.y / size.x)}%`, transform: `translate(-50%, -50%) rotate(${-state.angle}deg)`,
+    };
     for (const series of visible()) {
-      for (const drawn of series.panel.lines) {
-        Object.entries({ x1: start.x, y1: start.y, x2: end.x, y2: end.y }).forEach((one) => drawn.setAttribute(...one));
-      }
+      Object.assign(series.panel.line.style, style);
       const target = surface(series.panel.profile, samples.length, frames);
       const colour = colouring(series);
       for (let frame = 0; frame < frames; frame++) {

@@ -107,9 +107,15 @@ def test_the_line_moves_by_touch(page, report):
     page.open(report, 375, 800, touch=True)
     page.wait_for("document.body.dataset.ready === 'yes'")
     before = pixels(page, PROFILE)
-    page.tap(STAGE, 0.5, 0.85)
-    page.wait_for("Number(document.getElementById('offset').value) > 20")
-    assert pixels(page, PROFILE) != before and not page.errors
+    page.touch(STAGE, (0.5, 0.85))  # a tap
+    page.wait_for("Math.abs(document.getElementById('offset').value - 0.35 * 96) < 2")
+    assert pixels(page, PROFILE) != before
+    page.touch(STAGE, (0.5, 0.85), (0.5, 0.7), (0.5, 0.3), (0.5, 0.2))  # the line is dragged
+    page.wait_for("Math.abs(0.3 * 96 - -document.getElementById('offset').value) < 2")
+    scrolled = page.evaluate("scrollY")
+    page.touch(STAGE, (0.5, 0.8), (0.5, 0.6), (0.5, 0.4), (0.5, 0.1))  # elsewhere the page scrolls
+    page.wait_for(f"scrollY > {scrolled}")
+    assert abs(float(page.evaluate("document.getElementById('offset').value")) + 0.3 * 96) < 2 and not page.errors
 
 
 def test_the_line_turns(opened):
