@@ -61,7 +61,9 @@ def read(path: Path, options: ReadOptions) -> Stored:
 
 
 def _refuse_damaged(path: Path) -> None:
-    """Raise `InputError` for a file of VD or VE with a block of no length, at which twixtools would wait for ever."""
+    """Raise `InputError` for a file of VD or VE in whose blocks twixtools would read for ever."""
+    damaged = InputError(f"{path} is {NAME} that is damaged or cut short; export it again.")
+    size = path.stat().st_size
     with path.open("rb") as file:
         first, count = struct.unpack("<II", file.read(8))
         if first != 0:
@@ -69,17 +71,18 @@ def _refuse_damaged(path: Path) -> None:
         entries = file.read(152 * count)
         for i in range(count):
             offset, length = struct.unpack_from("<QQ", entries, 152 * i + 8)
+            if offset + max(length, 4) > size:
+                raise damaged
             file.seek(offset)
-            head = file.read(4)
-            place = offset + (struct.unpack("<I", head)[0] if len(head) == 4 else 0)
-            while place + 128 < min(offset + length, path.stat().st_size):
+            place = offset + struct.unpack("<I", file.read(4))[0]
+            while place + 128 < offset + length:
                 file.seek(place)
                 header = file.read(48)
                 block = struct.unpack("<I", header[:4])[0] & (2**25 - 1)
                 if header[40] & 1:  # ACQEND, the end of the measurement
                     break
                 if block == 0:
-                    raise InputError(f"{path} is {NAME} that is damaged or cut short; export it again.")
+                    raise damaged
                 place += block
 
 
