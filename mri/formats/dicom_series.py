@@ -1,7 +1,6 @@
 """Images in DICOM files, with pydicom: a folder that is a series, or one enhanced multi-frame file."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -52,35 +51,22 @@ def read(path: Path, options: ReadOptions) -> Stored:
 
 def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:
     """All images of a file, or of the one series of a folder that is meant."""
-    try:
-        import pydicom
-        from pydicom.errors import InvalidDicomError
-    except ImportError:
-        raise InputError(f"{path} is {NAME}, which needs pydicom: pip install pydicom.") from None
     files = [f for f in sorted(path.iterdir()) if f.is_file() and _is_dicom(f)] if path.is_dir() else [path]
-    series: dict[str, list[tuple[Path, Any]]] = {}
+    series: dict[str, list[Frame]] = {}
+    numbers: dict[str, str] = {}
     for file in files:
-        try:
-            dataset = pydicom.dcmread(file, defer_size="1 KB")
-            if "Rows" in dataset and "Columns" in dataset:
-                series.setdefault(str(dataset.get("SeriesInstanceUID", "")), []).append((file, dataset))
-        except (InvalidDicomError, OSError, ValueError, AttributeError, NotImplementedError, EOFError, KeyError):
-            raise InputError(f"{file} is a DICOM file that is damaged or cut short; export it again.") from None
+        uid, its_number, frames = _of_file(file)
+        if frames:
+            series.setdefault(uid, []).extend(frames)
+            numbers.setdefault(its_number or str(len(numbers)), uid)
     if not series:
         raise InputError(f"{path} holds no DICOM image; give the folder of an image series.")
-    numbers = {str(members[0][1].get("SeriesNumber", i)): members for i, members in enumerate(series.values())}
     if key is not None and key not in numbers or key is None and len(series) > 1:
-        listed = ", ".join(f"{one} ({len(members)} files)" for one, members in numbers.items())
+        listed = ", ".join(f"{one} ({len(series[uid])} images)" for one, uid in numbers.items())
         asked = f"no series {key}" if key is not None else f"{len(series)} series"
         raise InputError(f"{path} holds {asked}: {listed}; choose one with --key NUMBER.")
-    members = numbers[key] if key is not None else next(iter(series.values()))
+    frames = series[numbers[key]] if key is not None else next(iter(series.values()))
     said = [f"series {key} of {len(series)}"] if key is not None and len(series) > 1 else []
-    frames: list[Frame] = []
-    for file, dataset in members:
-        if dataset.get("SamplesPerPixel", 1) != 1:
-            raise InputError(f"{file} holds colours; export the images as grey values.")
-        several = int(number(dataset, "NumberOfFrames") or 1) > 1
-        frames += enhanced_frames(file, dataset) if several else [classic_frame(file, dataset)]
     if path.is_file() and len(frames) == 1:
         raise InputError(f"{path} is one image of a DICOM series; give the folder of the series.")
     magnitude = [frame for frame in frames if frame.component != "P"]
@@ -88,6 +74,27 @@ def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:
         said.append(f"{len(frames) - len(magnitude)} phase images are left out")
         frames = magnitude
     return frames, said
+
+
+def _of_file(file: Path) -> tuple[str, str, list[Frame]]:
+    """Series UID, series number and images of a file; no image of one that holds something else."""
+    try:
+        import pydicom
+    except ImportError:
+        raise InputError(f"{file} is {NAME}, which needs pydicom: pip install pydicom.") from None
+    try:
+        dataset = pydicom.dcmread(file, defer_size="1 KB")
+        uid, its_number = str(dataset.get("SeriesInstanceUID", "")), str(dataset.get("SeriesNumber", ""))
+        if "Rows" not in dataset or "Columns" not in dataset:
+            return uid, its_number, []
+        if dataset.get("SamplesPerPixel", 1) != 1:
+            raise InputError(f"{file} holds colours; export the images as grey values.")
+        several = int(number(dataset, "NumberOfFrames") or 1) > 1
+        return uid, its_number, enhanced_frames(file, dataset) if several else [classic_frame(file, dataset)]
+    except (InputError, PermissionError):
+        raise
+    except Exception:  # pydicom has an exception for each way in which a file can be broken
+        raise InputError(f"{file} is a DICOM file that is damaged or cut short; export it again.") from None
 
 
 def _one_slice(path: Path, frames: list[Frame], options: ReadOptions) -> tuple[list[Frame], list[str]]:
@@ -144,7 +151,7 @@ def _pixels(path: Path, frame: Frame) -> np.ndarray:
         raise InputError(
             f"{frame.file} is compressed in a way that is not read; decompress it (gdcmconv --raw)."
         ) from None
-    except (ValueError, OSError, AttributeError, KeyError, EOFError, TypeError, IndexError):
+    except Exception:  # as above
         raise InputError(f"{frame.file} has pixels that are damaged or cut short; export it again.") from None
     if not np.isfinite([frame.slope, frame.intercept]).all() or frame.slope == 0:
         raise InputError(f"{frame.file} has the rescale slope {frame.slope:g}; correct its header.")

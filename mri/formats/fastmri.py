@@ -25,8 +25,10 @@ def recognises(path: Path) -> bool:
         with h5py.File(path, "r") as file:
             kspace = datasets(file)[0].get("kspace")
             return kspace is not None and kspace.ndim in (3, 4, 5) and any(name in file for name in BESIDE)
-    except (OSError, RuntimeError, KeyError):
-        return False  # who reads it as arrays says what is wrong
+    except PermissionError:
+        raise
+    except Exception:  # of whatever damage: who reads it as arrays says what is wrong
+        return False
 
 
 def read(path: Path, options: ReadOptions) -> Stored:

@@ -33,8 +33,10 @@ def recognises(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             return _group(file) is not None
-    except (OSError, RuntimeError, KeyError):
-        return False  # who reads it as arrays says what is wrong
+    except PermissionError:
+        raise
+    except Exception:  # of whatever damage: who reads it as arrays says what is wrong
+        return False
 
 
 def _group(file: h5py.File) -> h5py.Group | None:

@@ -1,8 +1,11 @@
 """Images in NIfTI files (`.nii`, `.nii.gz`), with nibabel."""
 
 import gzip
+import logging
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +58,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
         # the suffix may be another than the content
         with path.open("rb") as file:
             packed = file.read(2) == GZIP
-        with gzip.open(path) if packed else path.open("rb") as file:
+        with _silent(nibabel.imageglobals.logger), gzip.open(path) if packed else path.open("rb") as file:
             head = file.read(352)
             kind = nibabel.Nifti2Image if head[4:7] in (b"n+2", b"ni2") else nibabel.Nifti1Image
             if head[344:347] == b"ni1" or head[4:7] == b"ni2":
@@ -91,6 +94,16 @@ def read(path: Path, options: ReadOptions) -> Stored:
     )
     finding = Finding(path, "", NAME, array, str(path), (*layout, *unscaled), sha256(path))
     return finished(finding, "image", geometry=geometry)
+
+
+@contextmanager
+def _silent(logger: logging.Logger) -> Iterator[None]:
+    """Without what nibabel would print of a damaged header, which the error says."""
+    held, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = held
 
 
 def _selection(path: Path, shape: tuple[int, ...], options: ReadOptions) -> tuple[list[int | slice], list[str]]:

@@ -1,6 +1,8 @@
 """Siemens raw data (`.dat`), with twixtools. Untested with a file of a scanner."""
 
+import io
 import struct
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -40,10 +42,12 @@ def read(path: Path, options: ReadOptions) -> Stored:
     except ImportError:
         raise InputError(f"{path} is {NAME}, which needs twixtools: pip install twixtools.") from None
     check_size(path, path.stat().st_size // 8, "split it by measurements")
+    _refuse_damaged(path)
     try:
-        measurements = twixtools.read_twix(
-            str(path), parse_prot=False, parse_geometry=False, parse_pmu=False, keep_syncdata=False, verbose=False
-        )
+        with redirect_stdout(io.StringIO()):  # twixtools prints what it does
+            measurements = twixtools.read_twix(
+                str(path), parse_prot=False, parse_geometry=False, parse_pmu=False, keep_syncdata=False, verbose=False
+            )
         blocks = measurements[-1]["mdb"]
         try:
             return from_blocks(path, blocks, options)
@@ -54,6 +58,32 @@ def read(path: Path, options: ReadOptions) -> Stored:
         raise
     except Exception:  # twixtools checks nothing and fails where the damage leads it
         raise InputError(f"{path} is {NAME} that is damaged or cut short; export it again.") from None
+
+
+def _refuse_damaged(path: Path) -> None:
+    """Raise `InputError` for a file of VD or VE in whose blocks twixtools would read for ever."""
+    damaged = InputError(f"{path} is {NAME} that is damaged or cut short; export it again.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first, count = struct.unpack("<II", file.read(8))
+        if first != 0:
+            return
+        entries = file.read(152 * count)
+        for i in range(count):
+            offset, length = struct.unpack_from("<QQ", entries, 152 * i + 8)
+            if offset + max(length, 4) > size:
+                raise damaged
+            file.seek(offset)
+            place = offset + struct.unpack("<I", file.read(4))[0]
+            while place + 128 < offset + length:
+                file.seek(place)
+                header = file.read(48)
+                block = struct.unpack("<I", header[:4])[0] & (2**25 - 1)
+                if header[40] & 1:  # ACQEND, the end of the measurement
+                    break
+                if block == 0:
+                    raise damaged
+                place += block
 
 
 def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:

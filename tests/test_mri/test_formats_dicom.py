@@ -191,7 +191,7 @@ def _first_is_complete(folder):
 def test_several_series(tmp_path, values):
     folder = classic(tmp_path / "series", values)
     classic(folder, values[:4], first=50, SeriesInstanceUID=SERIES + ".9", SeriesNumber=8)
-    refusal(folder, "7 (6 files)", "8 (4 files)", "--key")
+    refusal(folder, "7 (6 images)", "8 (4 images)", "--key")
     refusal(folder, "no series 5", key="5")
     assert torch.equal(load_scan(folder, key="8").data.real[:, 0], rescaled(values[:4]))
 
