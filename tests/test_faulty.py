@@ -120,4 +120,4 @@ def test_cases_of_users(users_cases):
             assert shared.shape == truth.shape, name
             gain = (shared * truth).sum() / (shared**2).sum()
             error = ((gain * shared - truth) ** 2).sum() / (truth**2).sum()
-            assert error < 0.01, (name, error)  # view sharing; what is misread has 0.2 and more
+            assert error < 0.05, (name, error)  # view sharing; what is misread has 0.2 and more

@@ -8,6 +8,7 @@ from mri.fourier import ifft2c
 from utils.errors import InputError
 
 MOST_COILS = 128
+FLAT = 4.0  # times as peaked along ky and kx as along time
 CLEAR = 0.5  # of the difference between neighbouring coils: neighbouring frames differ by less than this share of it
 
 
@@ -41,7 +42,8 @@ def axes_of_scan(
     elif coils_axis is not None:
         said.append(f"coils along axis {coils_axis}")
     rest = [i for i in kept if i != coils_axis]
-    axis, guessed = _frames_axis(where, array, rest, frames_axis)
+    flat = _flattest_axis(array, rest) if kspace and frames_axis is None else None
+    axis, guessed = (flat, True) if flat is not None else _frames_axis(where, array, rest, frames_axis)
     said.insert(0, f"frames along axis {axis}{' (detected; override with --frames_axis)' if guessed else ''}")
     return axis, coils_axis, said
 
@@ -91,6 +93,18 @@ def _neighbour_difference(array: np.ndarray, axis: int) -> float:
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     products = np.abs(np.sum(first.conj() * second, axis=1))
     return 1 - float(np.median(products / np.maximum(norms, np.finfo(float).tiny)))
+
+
+def _flattest_axis(array: np.ndarray, axes: list[int]) -> int | None:
+    """The axis of k-space along which the energy has no peak, as along time; None where that is not clear."""
+    peaks = {}
+    for axis in axes:
+        power = np.abs(np.nan_to_num(array)) ** 2
+        energy = power.sum(axis=tuple(i for i in range(array.ndim) if i != axis))
+        held = energy[energy > 0]
+        peaks[axis] = float(held.max() / np.median(held)) if held.size else 1.0
+    first, second = sorted(axes, key=lambda axis: peaks[axis])[:2]
+    return first if FLAT * peaks[first] < peaks[second] else None
 
 
 def _frames_axis(where: str, array: np.ndarray, kept: list[int], axis: int | None) -> tuple[int, bool]:

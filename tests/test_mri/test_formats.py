@@ -564,3 +564,16 @@ def test_development_masks(name, share, shared_file):
     mask = load_mask(shared_file(f"data/mask_{name}.mat"))
     assert mask.shape == (16, 192, 192)
     assert mask.float().mean().item() == pytest.approx(share, rel=0.01)
+
+
+@pytest.mark.parametrize("axis", (0, 1, 2))
+@pytest.mark.parametrize("acs", (0, 8))
+def test_time_of_kspace_is_found_where_it_is_not_the_shortest_axis(axis, acs, tmp_path):
+    image = make_phantom(40, 64, 3)[:, :, 16:48].to(torch.complex64)
+    mask = make_mask("uniform", tuple(image.shape), 4, acs)
+    kspace = torch.where(mask, fft2c(image), 0)
+    if not acs:  # frames without their centre have less energy: where that is not clear, the shortest axis is taken
+        kspace = fft2c(image)
+    np.save(tmp_path / "scan.npy", np.moveaxis(kspace.numpy(), 0, axis))
+    stored = formats.load_scan(tmp_path / "scan.npy", "kspace")
+    assert torch.equal(stored.data[:, 0], kspace) and f"frames along axis {axis}" in str(stored)
