@@ -5,8 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.ndimage import gaussian_laplace
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from utils.errors import InputError
 
@@ -72,7 +70,7 @@ def evaluate(image: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     psnr = [_psnr(r, f, 1) for r, f in own]
     return {
         "psnr_common": _psnr(rec, ref, ref.max()),
-        "ssim_common": float(np.mean([structural_similarity(f, r, data_range=ref.max()) for r, f in frames])),
+        "ssim_common": float(np.mean([_ssim(r, f, ref.max()) for r, f in frames])),
         "nmse": float(((rec - ref) ** 2).sum() / (ref**2).sum()),
         "gain": _gain(rec, ref),
         "gain_range": max(gains) - min(gains),
@@ -81,7 +79,7 @@ def evaluate(image: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
         "xt_error": _normalised_error(rec[:, row], ref[:, row]),
         "psnr": float(np.mean(psnr)),
         "psnr_std": float(np.std(psnr)) if np.isfinite(psnr).all() else 0.0,
-        "ssim": float(np.mean([structural_similarity(f, r, data_range=1) for r, f in own])),
+        "ssim": float(np.mean([_ssim(r, f, 1) for r, f in own])),
         "mse_e4": float(np.mean([np.mean((f - r) ** 2) for r, f in own]) * 1e4),
     }
 
@@ -201,8 +199,16 @@ def _rise_time(course: np.ndarray, step: _Step) -> float:
 
 def _psnr(image: np.ndarray, reference: np.ndarray, data_range: float) -> float:
     """dB; infinite for equal images."""
+    from skimage.metrics import peak_signal_noise_ratio  # half a second to import
+
     with np.errstate(divide="ignore"):
         return float(peak_signal_noise_ratio(reference, image, data_range=data_range))
+
+
+def _ssim(image: np.ndarray, reference: np.ndarray, data_range: float) -> float:
+    from skimage.metrics import structural_similarity
+
+    return float(structural_similarity(reference, image, data_range=data_range))
 
 
 def _gain(image: np.ndarray, reference: np.ndarray) -> float:
@@ -218,6 +224,8 @@ def _over_maximum(frame: np.ndarray) -> np.ndarray:
 
 
 def _edges(frames: np.ndarray) -> np.ndarray:
+    from scipy.ndimage import gaussian_laplace
+
     return np.stack([gaussian_laplace(frame, 1.5) for frame in frames])
 
 

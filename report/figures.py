@@ -1,18 +1,23 @@
 """Montage, x–t profile and film of several image series side by side."""
 
 from pathlib import Path
+from typing import Any
 
-import imageio.v3 as imageio
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed to write files
-
-import matplotlib.pyplot as plt
 import numpy as np
 
 from utils.files import atomic_path
 
 ERROR_GAIN = 5
+
+
+def _pyplot() -> Any:
+    """matplotlib.pyplot, which takes long to import, for files alone: no screen is needed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot
 
 
 def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, frames: list[int]) -> None:
@@ -29,7 +34,7 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
     """
     top = _display_maximum(series, reference)
     rows = len(frames) * (2 if reference else 1)
-    figure, axes = plt.subplots(
+    figure, axes = _pyplot().subplots(
         rows, len(series), figsize=(1.9 * len(series), 1.95 * rows + 0.3), squeeze=False, layout="constrained"
     )
     for column, (name, image) in enumerate(series.items()):
@@ -56,7 +61,7 @@ def montage(path: Path, series: dict[str, np.ndarray], reference: str | None, fr
     _finish(figure, axes, path)
 
 
-def _scale(figure: plt.Figure, shown, axis: plt.Axes, largest: float) -> None:
+def _scale(figure: Any, shown, axis: Any, largest: float) -> None:
     """The scale of a row of pictures, pointed where their `largest` value lies above it."""
     above = bool(largest > shown.get_clim()[1])
     figure.colorbar(shown, ax=axis, shrink=0.9, extend="max" if above else "neither").ax.tick_params(labelsize=6)
@@ -65,7 +70,7 @@ def _scale(figure: plt.Figure, shown, axis: plt.Axes, largest: float) -> None:
 def xt_profile(path: Path, series: dict[str, np.ndarray], reference: str | None, row: int) -> None:
     """PNG: one image row over time, for every series; time runs downwards, one band per frame."""
     top = _display_maximum(series, reference)
-    figure, axes = plt.subplots(
+    figure, axes = _pyplot().subplots(
         1, len(series) + 1, figsize=(1.9 * (len(series) + 1), 2.1), squeeze=False, layout="constrained"
     )
     name, image = next(iter(series.items()))
@@ -87,7 +92,7 @@ def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frame
     top = _display_maximum(series, reference)
     pictures = []
     for frame in range(len(next(iter(series.values())))):
-        figure, axes = plt.subplots(
+        figure, axes = _pyplot().subplots(
             1, len(series), figsize=(1.9 * len(series), 2.2), dpi=90, squeeze=False, layout="constrained"
         )
         for axis, (name, image) in zip(axes[0], series.items(), strict=True):
@@ -98,8 +103,10 @@ def film(path: Path, series: dict[str, np.ndarray], reference: str | None, frame
         axes[0, 0].set_ylabel(f"frame {frame:2d}", fontsize=8)
         figure.canvas.draw()
         pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
-        plt.close(figure)
+        _pyplot().close(figure)
     with atomic_path(path) as temporary:
+        import imageio.v3 as imageio
+
         imageio.imwrite(temporary, np.stack(pictures), extension=".gif", duration=1000 / frames_per_second, loop=0)
 
 
@@ -112,7 +119,7 @@ def error_map_picture(
     """
     maps = {"likely error": error_std[frame]} | ({} if error is None else {"error, complex": error[frame]})
     top = float(np.percentile(error_std[frame], 99.5))
-    figure, axes = plt.subplots(1, 1 + len(maps), figsize=(2.4 * (1 + len(maps)), 2.3), layout="constrained")
+    figure, axes = _pyplot().subplots(1, 1 + len(maps), figsize=(2.4 * (1 + len(maps)), 2.3), layout="constrained")
     axes[0].imshow(image[frame], cmap="gray", vmin=0, vmax=np.percentile(image, 99.5))
     axes[0].set_title(f"gldm, frame {frame}", fontsize=9)
     for axis, (name, values) in zip(axes[1:], maps.items(), strict=True):
@@ -128,7 +135,7 @@ def _display_maximum(series: dict[str, np.ndarray], reference: str | None) -> fl
     return float(np.percentile(shown, 99.5))
 
 
-def _finish(figure: plt.Figure, axes: np.ndarray, path: Path, keep: plt.Axes | None = None) -> None:
+def _finish(figure: Any, axes: np.ndarray, path: Path, keep: Any = None) -> None:
     """Write the PNG, without the numbers of the axes but those of `keep`'s rows."""
     for axis in axes.flat:
         axis.set_xticks([])
@@ -138,4 +145,4 @@ def _finish(figure: plt.Figure, axes: np.ndarray, path: Path, keep: plt.Axes | N
             axis.set_yticks([])
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110, bbox_inches="tight")
-    plt.close(figure)
+    _pyplot().close(figure)

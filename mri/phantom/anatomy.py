@@ -5,10 +5,10 @@ dark. Every function draws from the random generator in a fixed order, on which 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 
 from mri.phantom.canvas import Canvas, Length, ellipse, segment, texture, wobble
 
@@ -21,7 +21,7 @@ def coil_shading(canvas: Canvas, rng: np.random.Generator) -> Tensor:
     return 1 - tilt * canvas.x - lift * canvas.y - rng.uniform(0.2, 0.6) * (canvas.x**2 + canvas.y**2)
 
 
-def volume_curve(rng: np.random.Generator) -> PchipInterpolator:
+def volume_curve(rng: np.random.Generator) -> Any:
     """Contraction over the cycle: fast systole, early filling, diastasis, atrial kick.
 
     Returns a function of the time in heartbeats, for times from -1 to 2: 0 at end-diastole, 1 at end-systole.
@@ -32,6 +32,8 @@ def volume_curve(rng: np.random.Generator) -> PchipInterpolator:
     rest = rng.uniform(0.12, 0.25)
     phase = np.array([0, 0.04, systole * 0.55, systole, systole + 0.06, filled, kick, 0.97])
     value = np.array([0, 0.02, 0.62, 1.0, 0.97, rest + 0.04, rest, 0.01])
+    from scipy.interpolate import PchipInterpolator  # a command that draws no phantom need not wait for it
+
     return PchipInterpolator(np.concatenate([phase - 1, phase, phase + 1]), np.concatenate([value, value, value]))
 
 
