@@ -21,8 +21,8 @@ def read(path: Path, options: ReadOptions) -> Stored:
     given = [f"--{name}" for name in ("time", "slice", "set") if getattr(options, name) is not None]
     if given:
         raise InputError(
-            f"{path} holds plain arrays, whose axes have no names, so {', '.join(given)} cannot apply; leave it out, and "
-            "name the axis of time with --frames_axis."
+            f"{path} holds plain arrays, whose axes have no names, so {', '.join(given)} cannot apply; leave it "
+            "out, and name the axis of time with --frames_axis."
         )
     stored, where = variables[key], f"{path}, variable '{key}'"
     kind = options.kind or kind_by_name(key)
