@@ -18,8 +18,12 @@ def read(path: Path, options: ReadOptions) -> Stored:
     """The scan that the arrays of a file hold; see `mri.formats.read.load_scan`."""
     variables, format_name = read_arrays(path, options.key, ("image", "kspace"))
     key = choose_array(path, variables, options.key, SCAN_NAMES, least_axes=3)
-    if options.time or options.slice is not None or options.set is not None:
-        raise InputError(f"{path} holds plain arrays, whose axes have no names; use --frames_axis for --time.")
+    given = [f"--{name}" for name in ("time", "slice", "set") if getattr(options, name) is not None]
+    if given:
+        raise InputError(
+            f"{path} holds plain arrays, whose axes have no names, so {', '.join(given)} cannot apply; leave it "
+            "out, and name the axis of time with --frames_axis."
+        )
     stored, where = variables[key], f"{path}, variable '{key}'"
     kind = options.kind or kind_by_name(key)
     array, joined = _joined(where, stored, kind)

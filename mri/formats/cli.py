@@ -5,7 +5,7 @@ from pathlib import Path
 
 import h5py
 
-from mri.formats import cfl
+from mri.formats import cfl, mrd
 from mri.formats.arrays import read_arrays
 from mri.formats.detect import reader_of
 from mri.formats.hdf5 import datasets, opened
@@ -21,7 +21,7 @@ def contents(path: Path) -> list[str]:
         with opened(path) as file:
             found, left_out = datasets(file)
             lines = [f"  {name} {dataset.shape} {_type(dataset)}" for name, dataset in found.items()]
-            return [*lines, *(f"  {words}" for words in left_out)]
+            return [*lines, *(f"  {words}" for words in (*mrd.contents(file), *left_out))]
     if reader_of(path) is None:
         variables, _ = read_arrays(path, None, ())
         return [f"  {name} {value.shape} {value.dtype}" for name, value in variables.items()]

@@ -37,8 +37,11 @@ def scan_name(path: Path) -> str:
 
 
 def is_one_scan(path: Path) -> bool:
-    """Whether a path names one scan: a file, or a folder that is a DICOM series."""
-    return not path.is_dir() or dicom_series.recognises(path)
+    """Whether a path names one scan: a file, or a folder of DICOM files with no scan of another format."""
+    if not path.is_dir():
+        return True
+    others = (file for file in path.iterdir() if file.is_file() and has_scan_suffix(file))
+    return dicom_series.recognises(path) and all(dicom_series.recognises(file) for file in others)
 
 
 def has_scan_suffix(path: Path) -> bool:

@@ -51,6 +51,17 @@ def _group(file: h5py.File) -> h5py.Group | None:
     return None
 
 
+def contents(file: h5py.File) -> list[str]:
+    """How many readouts, and of which counters several values, an open file holds."""
+    group = _group(file)
+    if group is None:
+        return []
+    heads = group["data"]["head"]
+    several = {name: len(np.unique(heads["idx"][name])) for name in heads["idx"].dtype.names if name != "user"}
+    counted = ", ".join(f"{count} of {name}" for name, count in several.items() if count > 1)
+    return [f"{len(heads)} readouts, {int(_has(heads, NOISE).sum())} of them noise: {counted or 'all of one counter'}"]
+
+
 def read(path: Path, options: ReadOptions) -> Stored:
     """The k-space of one slice; see `mri.formats.read.load_scan`."""
     options.refuse(path, NAME, "key", "frames_axis", "coils_axis", "dc")

@@ -121,6 +121,8 @@ def test_a_classic_series(tmp_path, values):
     scan, _ = scan_from_file(Intake(), folder)
     assert scan.name == "series" and scan.geometry == geometry
     assert scan_files(tmp_path) == [folder]  # a folder of series
+    np.save(folder / "other.npy", values)
+    assert is_several_scans(folder)  # of another format, too
 
 
 def test_instance_numbers_order_what_has_no_trigger_time(tmp_path, values):

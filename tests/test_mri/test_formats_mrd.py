@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from mri.formats import load_scan
+from mri.formats.hdf5 import opened
+from mri.formats.mrd import contents
 from mri.formats.stored import SeveralSlices
 from mri.fourier import fft2c, ifft2c
 from mri.intake import scan_from_file
@@ -303,6 +305,17 @@ def test_development_file(shared_file):
     error = (cropped.kspace - exact).movedim(1, -1)[cropped.mask]
     assert error.std() == pytest.approx(0.01, rel=0.1)
     assert stored.noise.std() == pytest.approx(0.01, rel=0.1)
+
+
+def test_what_is_in_a_file(tmp_path, oversampled, mask):
+    path = tmp_path / "scan.h5"
+    with Writer(path) as file:
+        file.scan(oversampled, mask, slice=0)
+        file.scan(oversampled, mask, slice=1)
+    with opened(path) as file:
+        (words,) = contents(file)
+    assert f"{2 * int(mask.sum())} readouts, 0 of them noise" in words
+    assert "4 of phase" in words and "2 of slice" in words
 
 
 def test_reading_does_not_warn(tmp_path, oversampled, mask):
