@@ -19,6 +19,7 @@ MAX_GAIN = 1.25  # augmentation: image gain between 1/MAX_GAIN and MAX_GAIN
 MAX_SHIFT = 8  # augmentation: circular image shift, pixels
 SIGMA_JITTER = 0.25  # standard deviation of log σ as the network is given it
 ERROR_GAIN = 1.25  # σ given to the network in units of an error that is estimated, as in `reconstruction.calibration`
+SMALLEST_HEART = 64  # pixels
 GAINS = (0.5, 1.25)  # of clean scenes: the scale of a scan is a percentile of its temporal mean, not its maximum
 PARTIAL_SHARE = 0.25  # of the synthetic scenes that have part of the error
 NOISY_SHARE = 0.15  # of the synthetic scenes that have Gaussian noise in place of part of the error
@@ -254,7 +255,7 @@ class CleanScenes:
         else:
             frames = draw.choice([n for n in (6, 8, 12, 16, 16, 16) if n <= self.frames] or [self.frames])
             size = 2 * draw.integer(max(self.crop, SMALLEST) // 2, 80)
-            if draw.coin(0.125):  # a heart; no test uses seeds from 1000
+            if draw.coin(0.125) and size >= SMALLEST_HEART:  # a heart; no test uses seeds from 1000
                 image, periodic = make_phantom(frames, size, 1000 + number).to(torch.complex64), True
                 image = image / image.abs().max()
             else:

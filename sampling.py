@@ -20,10 +20,12 @@ from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
 from reconstruction.calibration import calibrate
+from reconstruction.in_turn import cascade_in_turn, turns
 from reconstruction.notes import misfit_notes, ou_note, priors_note, report_notes
 from reconstruction.optimization_unit import (
     OptimizationUnit,
     OUResult,
+    motion_schedule,
     noise_left,
     run_optimization_unit,
     with_operator,
@@ -254,12 +256,17 @@ def reconstruct_problem(
             notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
-            schedule, without = calibrate(problem, priors, result, after_motion, bar)
-            bar.total = bar.n + len(schedule.steps)
-            x = cascade(x, A, y, priors, schedule.steps, unit, periodic, log)
-            tested = priors if schedule.held_out else []
-            used = [priors[step.prior] for step in schedule.steps] + [priors[-1]] * sampling.samples
-            passes = sum(prior.passes for prior in [*used, *tested])
+            if after_motion and all(prior.of_scenes for prior in priors):
+                bar.total = 2 * len(turns(motion_schedule(problem, result.settings.motion_steps), len(priors)))
+                x, schedule, without = cascade_in_turn(problem, priors, result, seed, bar)
+                passes = bar.n + sampling.samples
+            else:
+                schedule, without = calibrate(problem, priors, result, after_motion, bar)
+                bar.total = bar.n + len(schedule.steps)
+                x = cascade(x, A, y, priors, schedule.steps, unit, periodic, log)
+                tested = priors if schedule.held_out else []
+                used = [priors[step.prior] for step in schedule.steps] + [priors[-1]] * sampling.samples
+                passes = sum(prior.passes for prior in [*used, *tested])
             if sampling.samples:
                 left = schedule.remaining_error(priors)
                 last = partial(_denoise, priors[-1], A, periodic)

@@ -8,9 +8,9 @@ from mri.masks import make_mask
 from mri.phantom import simulate_scan
 from sampling import reconstruct
 
-scan = simulate_scan("heart", frames=16, size=96, seed=0, coils=8, noise=0.01)
+scan = simulate_scan("heart", frames=8, size=64, seed=0, coils=8, noise=0.01)
 kspace = scan.kspace  # your scan: complex (frames, coils, height, width), DC at n//2
-mask = make_mask("uniform", (16, 96, 96), acceleration=4, acs=8)  # where each frame was sampled
+mask = make_mask("uniform", (8, 64, 64), acceleration=4, acs=8)  # where each frame was sampled
 
 result = reconstruct(kspace, mask, noise_samples=scan.noise)  # with the shipped GM and LM
 

@@ -48,6 +48,7 @@ class Prior:
     shares: tuple[float, ...] = (1.0,)  # with context: share of the error left after each step in training
     role: str | None = None  # global or local, where the file says it
     run: Score | None = None  # the network compiled or in another precision; None: as it is
+    of_scenes: bool = False  # knows images, not what is missing of them: `change` is free of what was measured
     after_motion: "Prior | None" = None  # what takes its place where the OU followed the motion; None: nothing
 
     @property
@@ -76,6 +77,8 @@ class Prior:
         """
         if self.context is None:
             raise ValueError("a prior without context denoises weighted k-space, see `score`")
+        if self.of_scenes:
+            return image + model.unmeasured(self.change(image, max(sigma, self.network.config["sigma_min"]), periodic))
         state = State(image, model, periodic)
         lowest = self.network.config["sigma_min"]
         for _ in range(self.passes):
@@ -184,7 +187,8 @@ def load_prior(
     run = None
     if compile or precision != "fp32":
         run = in_precision(compiled(network, device) if compile else network, precision, device)
-    return Prior(network, weight, str(path), batch_size, context, shares, metadata.get("prior"), run)
+    of_scenes = metadata.get("objective") == "scenes"
+    return Prior(network, weight, str(path), batch_size, context, shares, metadata.get("prior"), run, of_scenes)
 
 
 def load_shipped(name: str, sampler: str, *run) -> Prior:

@@ -50,7 +50,7 @@ def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
     roles = {"global": "GM", "local": "LM"}
     if not schedule.held_out:
         return "priors: not used, because there are too few lines to hold some out, or none is missing"
-    if not schedule.steps:
+    if not any(schedule.step_sizes):
         names = " and ".join(roles[name] for name in order)
         return f"priors: {names} rejected: they do not lower the held-out error clearly"
     each = ", ".join(

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -68,25 +67,33 @@ class OptimizationUnit:
         return image
 
     def solve(self, problem: Problem, steps: int = 0) -> Tensor:
+        """Images by the OU without any network, see `solve_and_halfway`."""
+        return self.solve_and_halfway(problem, steps)[0]
+
+    def solve_and_halfway(self, problem: Problem, steps: int = 0) -> tuple[Tensor, Tensor | None]:
         """Images by the OU without any network, from view sharing: `(frames, height, width)` of unit scale.
+
+        Also, along the motion, the images after half of the steps, for priors to go on from.
 
         `llr`: FISTA. `hankel`: projection and data consistency in turn. `motion`: low rank along the motion, in `steps`
         steps (0: as the settings say); its result is the low-rank image, with the measured samples put back as far as
         they are free of noise.
         """
         model, y, ou = problem.model, problem.measured, self.settings
-        image = problem.view_sharing()
+        image, halfway = problem.view_sharing(), None
         if self.operator == "llr":
             image = fista_locally_low_rank(
                 image, model, y, LLR_FLOOR, LLR_PATCHES, ou.llr_iterations, ANNEAL, self.seed
             )
         if self.operator == "motion":
-            (last,) = deque(self.along_motion(image, problem, steps), maxlen=1)
+            half = motion_schedule(problem, steps or ou.motion_steps).steps // 2
+            for step, last in enumerate(self.along_motion(image, problem, steps), 1):
+                halfway = last.consistent if step == half else halfway
             image = last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
         if self.hankel is not None:
             for _ in tqdm(range(HANKEL_ITERATIONS), desc="OU (hankel)", leave=False, disable=None):
                 image = model.consistent(self.hankel(image), y)
-        return image
+        return image, halfway
 
     def along_motion(self, start: Tensor, problem: Problem, steps: int = 0) -> Iterator[Iterate]:
         """Images after every step of `mri.lowrank.along_motion`, with the settings of this OU."""
@@ -191,6 +198,8 @@ class OUResult:
         whether view sharing was better than any low rank, and is the result.
     gain
         share of the error of view sharing at the held-out samples that the OU removes.
+    halfway, halfway_without
+        images after half of the steps along the motion, with all samples and without the held-out ones.
     """
 
     image: Tensor
@@ -200,6 +209,8 @@ class OUResult:
     start_without: Tensor | None = None
     is_start: bool = False
     gain: float | None = None
+    halfway: Tensor | None = None
+    halfway_without: Tensor | None = None
 
 
 def run_optimization_unit(
@@ -221,14 +232,16 @@ def run_optimization_unit(
         return OUResult(unit.solve(problem), settings)
     reduced = problem.restricted(held_out.kept)
     start = reduced.view_sharing()
-    chosen, without, gain = None, start, 0.0
+    chosen, without, gain, half, half_without = None, start, 0.0, None, None
     for operator in dict.fromkeys((unit.operator, "llr")):
         candidate = replace(settings, operator=operator)
-        image = OptimizationUnit(candidate, seed).solve(reduced, check_steps)
+        image, found = OptimizationUnit(candidate, seed).solve_and_halfway(reduced, check_steps)
         better = improvement(problem.model, problem.measured, held_out.settings, start, image, problem.noise_std)
         # a few lines cannot tell two good operators apart: the one that is asked for is left only where it does harm
         if better.share > 0 and (better.is_clear or operator == unit.operator):
-            chosen, without, gain = candidate, image, better.share
+            chosen, without, gain, half_without = candidate, image, better.share, found
             break
-    final = problem.view_sharing() if chosen is None else OptimizationUnit(chosen, seed).solve(problem)
-    return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain)
+    final = problem.view_sharing()
+    if chosen is not None:
+        final, half = OptimizationUnit(chosen, seed).solve_and_halfway(problem)
+    return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain, half, half_without)

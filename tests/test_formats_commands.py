@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from mri.intake import DataSettings, Intake, scan_from_file
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake
 from mri.phantom import make_phantom
 from mri.view_sharing import temporal_mean
 from reconstruction.prepare import prepare

@@ -250,6 +250,7 @@ def motion_low_rank(
     periodic: bool = False,
     seed: int = 0,
     follow: Callable[[Tensor, float, int], Tensor] | None = None,
+    first: int = 0,
 ) -> Iterator[Iterate]:
     """Low rank along the motion and data consistency in turn, with FISTA's momentum, from large thresholds to small.
 
@@ -269,6 +270,8 @@ def motion_low_rank(
         of the shifts of the patches.
     follow
         what changes the low-rank images of a step, given them, the step's ν, and its number: a prior.
+    first
+        the step of the schedule to begin with.
 
     Yields
     ------
@@ -279,7 +282,7 @@ def motion_low_rank(
     image = momentum = model.consistent(start, measured)
     t = 1.0
     tracks: dict[int, Tracks] = {}
-    for step in range(schedule.steps):
+    for step in range(first, schedule.steps):
         if step % max(APART, math.ceil(schedule.steps / TRACKINGS)) == 0:
             tracks = {}
         patch = patches[step % len(patches)]

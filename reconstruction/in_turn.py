@@ -1,0 +1,92 @@
+"""OU and priors in turn, within one iteration: the cascade of the paper with priors of moving scenes.
+
+The OU knows what repeats along the motion, the priors know what moving images look like. In the later half of the
+OU's steps a prior follows every second one, at the noise level that the threshold of the step stands for: GM first,
+where the level is high, LM at the end. Data consistency follows each time.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from models.prior import Prior
+from mri.holdout import improvement, missing_error
+from mri.lowrank.along_motion import Schedule as LowRankSchedule
+from mri.lowrank.along_motion import motion_low_rank
+from reconstruction.calibration import Schedule
+from reconstruction.optimization_unit import OUResult, motion_schedule, put_back
+from reconstruction.prepare import Problem
+
+Tensor = torch.Tensor
+
+EVERY = 2  # steps of the OU from one prior to the next
+NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
+STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
+
+
+def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
+    """Which of `count` priors follows which step: in the order of the cascade, over the later half of the steps."""
+    steps = range(schedule.steps - 1, schedule.steps // 2 - 1, -EVERY)
+    return {step: count - 1 - place * count // len(steps) for place, step in enumerate(steps)}
+
+
+def follow_priors(
+    priors: list[Prior], schedule: LowRankSchedule, periodic: bool, bar: tqdm | None = None
+) -> Callable[[Tensor, float, int], Tensor]:
+    """x ← x + a (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie)."""
+    own = turns(schedule, len(priors))
+
+    def follow(x: Tensor, nu: float, step: int) -> Tensor:
+        if step not in own:
+            return x
+        prior = priors[own[step]]
+        sigma = max(NOISE_SHARE * nu, prior.network.config["sigma_min"])
+        if bar is not None:
+            bar.set_postfix(sigma=f"{sigma:.3g}")
+            bar.update()
+        return x + STEP_SIZE * prior.change(x, sigma, periodic)
+
+    return follow
+
+
+def solve_in_turn(
+    problem: Problem, priors: list[Prior], result: OUResult, halfway: Tensor, seed: int, bar: tqdm | None = None
+) -> Tensor:
+    """The later half of the OU's steps from where it was `halfway`, with the priors: `(frames, height, width)`."""
+    schedule = motion_schedule(problem, result.settings.motion_steps)
+    follow = follow_priors(priors, schedule, problem.periodic, bar)
+    steps = motion_low_rank(
+        halfway, problem.model, problem.measured, result.settings.motion_patches, schedule, problem.periodic, seed,
+        follow, schedule.steps // 2,
+    )  # fmt: skip
+    (last,) = deque(steps, maxlen=1)
+    return last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
+
+
+def cascade_in_turn(
+    problem: Problem, priors: list[Prior], result: OUResult, seed: int, bar: tqdm | None = None
+) -> tuple[Tensor, Schedule, Tensor | None]:
+    """Follow the priors within the OU where that predicts held-out samples better than the OU alone.
+
+    Tried without the held-out samples first; the samples for admission decide (`mri.holdout.hold_out_sets`).
+
+    Returns
+    -------
+    the images, what was decided, and the images without the held-out samples (None where there are none).
+    """
+    if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
+        return result.image, Schedule(), result.without_held_out
+    assert result.halfway is not None and result.halfway_without is not None
+    held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
+    without = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
+    better = improvement(problem.model, problem.measured, held, result.without_held_out, without, problem.noise_std)
+    error = torch.where(held[:, None], problem.measured - reduced.model.kspace(result.without_held_out), 0)
+    before = missing_error(error, held, problem.model.mask, problem.noise_std)
+    count = int(held.sum())
+    if better.share <= 0:
+        return result.image, Schedule((), (0.0,) * len(priors), before, count, before, before), result.without_held_out
+    image = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
+    after = before * (1 - better.share) ** 0.5
+    return image, Schedule((), (STEP_SIZE,) * len(priors), before, count, before, after), without
