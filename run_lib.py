@@ -193,6 +193,8 @@ def reconstruct_scan(
                 f"warning: the reconstruction is {gain:.3g} times as bright as the reference; psnr_common and nmse are "
                 "not corrected for that. Rescale the reference, or use psnr and ssim."
             )
+        if rows[-1]["psnr_common"] < rows[0]["psnr_common"]:
+            notes.append("warning: the result is worse than the zero-filled images; check how the scan is taken")
         if reference.noisy:
             notes.append("the reference contains measurement noise, which limits the scores of every row")
     print("\n".join(notes[len(problem.notes) :]))

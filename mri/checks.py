@@ -16,7 +16,8 @@ Tensor = torch.Tensor
 SPIKE, MOST_SPIKES = 10.0, 20  # times the largest sample within 3 samples, of any frame; replaced at most
 NO_SPIKE = 4  # samples around DC, where the signal itself peaks
 FEW_LINES, OFF_CENTRE = 0.5, 2  # share of the median; samples
-BRIGHT_FRAME = 3.0  # times as bright as the median, and twice its neighbours
+JUMP = 2.0  # brightness of a frame over that of the next, from which units differ
+PEAKED = 3.0  # energy of the central quarter over that of the rest, along ky and kx; of noise 1/3
 HOT_VOXEL, MOST_HOT = 5.0, 5  # times the largest voxel within 2 voxels and a frame; named at most
 NEGATIVE, DEEP = 0.01, 0.02  # share of the voxels, and of the largest value, from which negative values are no rounding
 CLIPPED = 0.005  # share of the voxels of integer images at their largest value
@@ -45,6 +46,15 @@ def scan_remarks(scan: Scan) -> list[str]:
             f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
             "linear phase of the image); this is allowed for"
         )
+    for words, axis in (("rows (ky)", 1), ("columns (kx)", 0)):
+        energy = (mean * mean.numel()).sum(dim=axis)
+        count = len(energy)
+        central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
+        if central < PEAKED / (1 + PEAKED) / 2 and energy.max() > 0:
+            found.append(
+                f"warning: the energy does not gather at the centre of the {words}, as that of k-space does; is the "
+                "scan Fourier transformed along both axes?"
+            )
     found += _identical_frames(scan.kspace) + _bright_frames(power, mask)
     return found
 
@@ -75,18 +85,22 @@ def image_remarks(image: Tensor, where: str) -> list[str]:
             found.append(f"warning: {clipped:.1%} of the voxels have the largest value, {top:g}: images are clipped")
     size = image.abs()
     found += _hot_voxels(size)
-    height, width = size.shape[1:]
+    return found + edge_remarks(size.mean(dim=0)) + _identical_frames(image)
+
+
+def edge_remarks(mean: Tensor) -> list[str]:
+    """Whether the object of a mean image `(height, width)` lies across its edges rather than in the middle."""
+    height, width = mean.shape
     rows, columns = height // 8, width // 8
-    mean = size.mean(dim=0)
     middle = mean[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()
     inner = mean[rows : height - rows, columns : width - columns]
     border = (mean.sum() - inner.sum()) / (mean.numel() - inner.numel())
-    if border > AT_THE_EDGE * middle:
-        found.append(
-            "warning: the object lies across the edges of the image, as after a Fourier transform without fftshift; "
-            "shift the images by half their size"
-        )
-    return found + _identical_frames(image)
+    if border <= AT_THE_EDGE * middle:
+        return []
+    return [
+        "warning: the object lies across the edges of the image, as after a Fourier transform without fftshift (or "
+        "with k-space of alternating sign); shift the images by half their size"
+    ]
 
 
 def refuse_copied_lines(kspace: Tensor, where: str) -> None:
@@ -106,7 +120,13 @@ def refuse_copied_lines(kspace: Tensor, where: str) -> None:
         error = (kspace - mean).abs().square().sum(dim=axis).sum(dim=1)
         power = kspace.abs().square().sum(dim=axis).sum(dim=1)
         between = ((error < 1e-10 * power) & held)[1:-1][~(whole[1:-1] | whole[2:])]
-        for lines, what in ((copied, "equal those of the frame before"), (between, "are the mean of both neighbours")):
+        lengthwise = 2 if axis == -1 else 3  # along ky or kx
+        beside = (kspace == torch.roll(kspace, 1, lengthwise)).all(dim=axis).all(dim=1) & held
+        kinds = (
+            (copied, "equal those of the frame before"), (between, "are the mean of both neighbouring frames"),
+            (beside, "equal the line beside them"),
+        )  # fmt: skip
+        for lines, what in kinds:
             share = lines.double().mean().item() if lines.numel() else 0.0
             if share > COPIED_LINES:
                 raise InputError(
@@ -143,14 +163,16 @@ def _identical_frames(data: Tensor) -> list[str]:
 
 
 def _bright_frames(power: Tensor, mask: Tensor) -> list[str]:
-    """Single frames much brighter than the others, from k-space power `(frames, ky, kx)` at shared locations."""
+    """Frames much brighter or darker than the one before, from k-space power `(frames, ky, kx)`."""
     mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     own = (power * mask).sum(dim=(1, 2)) / (mean * mask).sum(dim=(1, 2)).clamp(min=1e-30)
-    level = (own / own.median().clamp(min=1e-30)).sqrt()
-    beside = torch.maximum(torch.roll(level, 1), torch.roll(level, -1))
-    bright = ((level > BRIGHT_FRAME) & (level > 2 * beside)).nonzero().flatten().tolist()
-    return [f"warning: frame {frame} (counting from 0) is {level[frame]:.1f} times as bright as the others"
-            for frame in bright]  # fmt: skip
+    level = own.clamp(min=1e-30).sqrt()
+    ratio = level[1:] / level[:-1]
+    return [
+        f"warning: brightness changes by a factor of {ratio[frame]:.2g} from frame {frame} to frame {frame + 1} "
+        "(counting from 0); are all frames in the same units?"
+        for frame in ((ratio > JUMP) | (ratio < 1 / JUMP)).nonzero().flatten().tolist()
+    ]
 
 
 def _hot_voxels(size: Tensor) -> list[str]:

@@ -72,7 +72,8 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
         freedom = 2.0 * (count[repeated] - 1)
         variance = 2 * deviation[:, repeated] / freedom
         found.append((variance / _median_of_mean(freedom)).median(dim=1).values.mean())
-    both = mask[1:] & mask[:-1] & (torch.hypot(ky, kx) > 0.5 - 1.5 * EDGE)
+    differ = (kspace[1:] != kspace[:-1]).flatten(1).any(dim=1)  # a frame that is a copy says nothing of the noise
+    both = mask[1:] & mask[:-1] & differ[:, None, None] & (torch.hypot(ky, kx) > 0.5 - 1.5 * EDGE)
     if both.sum() >= ENOUGH:
         found.append(_median_power((kspace[1:] - kspace[:-1]) / math.sqrt(2), both))
     if min(height, width) >= 2 * BLOCK:

@@ -47,7 +47,7 @@ def resized(stored: Stored, frames: int, size: int) -> tuple[Stored, float]:
     oversampling = stored.oversampling
     if size and (size, size) != (height, width):
         if size > min(height, width) or size % 2:
-            raise InputError(f"--size {size} must be even and at most the scan's {height}×{width}.")
+            raise InputError(f"{stored.path}: --size {size} must be even and at most the scan's {height}×{width}.")
         wide = round(size * oversampling)
         oversampling = wide / size
         gain = (size * wide / (height * full_width)) ** 0.5  # image intensities stay

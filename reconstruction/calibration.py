@@ -80,7 +80,7 @@ class HeldOutProblem:
 
     def start_error_std(self) -> float:
         """Standard deviation per real channel of the start's error in the missing samples."""
-        return missing_error(self.error(self.start), self.held, self.problem.model.mask, self.problem.noise_std)
+        return missing_error(self.error(self.start), self.held, self.problem.model.mask, self.problem.held_out_noise)
 
 
 @dataclass(frozen=True)
@@ -150,14 +150,14 @@ def fit_prior(test: HeldOutProblem, prior: Prior, image: Tensor, sigma: float) -
     reduced, problem = test.reduced, test.problem
     change = reduced.model.unmeasured(prior.denoise(image, reduced.model, sigma, reduced.periodic) - image)
     held, error = test.held[:, None], test.error(image)
-    weight = held_out_weight(error, test.held, problem.noise_std)
+    weight = held_out_weight(error, test.held, problem.held_out_noise)
     effect = weight * torch.where(held, reduced.model.kspace(change), 0)
     overlap = torch.vdot(effect.flatten(), (weight * error).flatten()).real
     fit = (overlap / effect.norm().square().clamp(min=1e-30)).clamp(0, 1).item()
     # the next prior continues from the best image, not from the longer step
     best = image + fit * change
-    gain = improvement(problem.model, problem.measured, test.held, image, best, problem.noise_std)
-    noise = problem.noise_std**2 * len(problem.model.maps) * (weight.square() * test.held).sum().item()
+    gain = improvement(problem.model, problem.measured, test.held, image, best, problem.held_out_noise)
+    noise = problem.held_out_noise**2 * len(problem.model.maps) * (weight.square() * test.held).sum().item()
     before = max((weight * error).norm().square().item() - noise, 0.0) ** 0.5
     after = before * max(1 - gain.share, 0.0) ** 0.5
     if not gain.is_clear or gain.share < MARGIN:

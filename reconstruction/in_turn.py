@@ -81,9 +81,10 @@ def cascade_in_turn(
     assert result.halfway is not None and result.halfway_without is not None
     held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
     without = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
-    better = improvement(problem.model, problem.measured, held, result.without_held_out, without, problem.noise_std)
+    noise_std = problem.held_out_noise
+    better = improvement(problem.model, problem.measured, held, result.without_held_out, without, noise_std)
     error = torch.where(held[:, None], problem.measured - reduced.model.kspace(result.without_held_out), 0)
-    before = missing_error(error, held, problem.model.mask, problem.noise_std)
+    before = missing_error(error, held, problem.model.mask, noise_std)
     count = int(held.sum())
     if better.share <= 0:
         return result.image, Schedule((), (0.0,) * len(priors), before, count, before, before), result.without_held_out

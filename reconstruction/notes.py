@@ -1,5 +1,7 @@
 """What a reconstruction says of its decisions, one sentence each."""
 
+import math
+
 import torch
 
 from mri.holdout import improvement
@@ -35,10 +37,13 @@ def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> 
         return []
     held = result.held_out.report
     assert result.start_without is not None
-    share = improvement(problem.model, problem.measured, held, result.start_without, without, problem.noise_std).share
+    found = improvement(
+        problem.model, problem.measured, held, result.start_without, without, problem.held_out_noise
+    )
+    worse = "warning: " if found.share < 0 else ""
     return [
-        f"quality without a reference: squared error {_compared(share)} view sharing at {held.sum()} samples "
-        "that were used for nothing else"
+        f"{worse}quality without a reference: squared error {_compared(found.share)} view sharing at {held.sum()} "
+        "held-out samples, not used otherwise"
     ]
 
 
@@ -63,7 +68,7 @@ def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
 
 def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
     """What the residual says of the forward model."""
-    if problem.model.coils == 1:
+    if problem.model.coils == 1 or not math.isfinite(level):
         return []
     notes = [f"residual: χ = {level:.2f} (expected about 1 or less if coil maps and noise level are right)"]
     if misfit(problem.model, image, problem.measured, problem.noise_std):

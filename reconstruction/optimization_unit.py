@@ -236,7 +236,7 @@ def run_optimization_unit(
     for operator in dict.fromkeys((unit.operator, "llr")):
         candidate = replace(settings, operator=operator)
         image, found = OptimizationUnit(candidate, seed).solve_and_halfway(reduced, check_steps)
-        better = improvement(problem.model, problem.measured, held_out.settings, start, image, problem.noise_std)
+        better = improvement(problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise)
         # a few lines cannot tell two good operators apart: the one that is asked for is left only where it does harm
         if better.share > 0 and (better.is_clear or operator == unit.operator):
             chosen, without, gain, half_without = candidate, image, better.share, found

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from mri import coils
-from mri.checks import without_spikes
+from mri.checks import edge_remarks, without_spikes
 from mri.fourier import ifft2c
 from mri.masks import lines_along_rows
 from mri.noise import estimate_noise_std, std_of
@@ -67,6 +67,11 @@ class Problem:
         """Brightest tissue (the scale) over σ."""
         return 1 / self.noise_std if self.noise_std else float("inf")
 
+    @property
+    def held_out_noise(self) -> float:
+        """σ that is subtracted from errors at held-out samples: none where it is but an upper bound."""
+        return self.noise_std if self.noise_known else 0.0
+
     def restricted(self, kept: Tensor) -> "Problem":
         """The problem of the samples in `kept`, boolean `(frames, ky, kx)`."""
         model = self.model.restricted(kept)
@@ -108,6 +113,7 @@ class Problem:
 # share of the temporal mean that given maps leave unexplained beyond estimated ones: of true maps 0.03 at most, rolled
 # by 3 of 64 pixels 0.11, by 10 of 64 0.48, by 10 of 96 0.3 (tests/test_reconstruction/test_prepare.py)
 DOUBTFUL_MAPS, WRONG_MAPS = 0.06, 0.2
+NOISY_COIL = 6.0  # times the noise of the other coils
 HARDLY_ANY = 3  # peak SNR
 NOISE_EXCESS = 1.5  # given σ over the estimate at the edge of k-space, which signal raises but nothing lowers
 
@@ -146,6 +152,7 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     else:
         model = ForwardModel.of_one_coil(mask)
     scale = scan_scale(kspace, model)
+    notes += edge_remarks(model.combine(temporal_mean(kspace, mask)[None])[0].abs())
     periodic, said = _is_periodic(scan, settings.periodic)
     notes += said
     estimate = estimate_noise_std(kspace, mask)
@@ -154,8 +161,10 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     elif noise_std > NOISE_EXCESS * estimate > 0:
         notes.append(
             f"warning: σ = {noise_std:.3g} is more noise than the scan contains: its outer k-space has {estimate:.3g}, "
-            "signal included. Check that noise samples (or --noise_std) and k-space have the same units and bandwidth."
+            "signal included, which is taken instead. Check that noise samples (or --noise_std) and k-space have the "
+            "same units and bandwidth."
         )
+        noise_std, known = estimate, False
     if noise_std:
         sampled = scan.noise_samples is not None and scan.noise_std is None
         origin = "from noise samples" if sampled else "as given" if known else "estimated from the scan, an upper bound"
@@ -244,6 +253,8 @@ def _white_coils(
         return scan, matrix, noise_std, noise_std is not None, notes
     kspace = coils.apply_matrix(matrix, kspace, axis=1)
     level = noise_std if noise_std is not None else estimate_noise_std(kspace, scan.mask)
+    if scan.noise_samples is None:
+        notes += _noisy_coils(kspace, scan.mask)
     if settings.virtual_coils > scan.coils:
         raise InputError(f"{settings.virtual_coils} virtual coils are more than the {scan.coils} coils of the scan.")
     compressed = coils.compression(kspace, scan.mask, level, settings.virtual_coils)
@@ -258,6 +269,17 @@ def _white_coils(
     if maps is not None:
         maps = coils.apply_matrix(matrix, maps, axis=0)
     return replace(scan, kspace=kspace, coil_maps=maps), matrix, noise_std, noise_std is not None, notes
+
+
+def _noisy_coils(kspace: Tensor, mask: Tensor) -> list[str]:
+    """Coils with much more noise than the others, which compression would take for signal."""
+    levels = [estimate_noise_std(kspace[:, coil : coil + 1], mask) for coil in range(kspace.shape[1])]
+    usual = sorted(levels)[len(levels) // 2 - (len(levels) + 1) % 2]
+    return [
+        f"warning: coil {coil} (counting from 0) has {level / usual:.0f} times the noise of the others; leave it out, "
+        "or give noise samples, which weigh it down"
+        for coil, level in enumerate(levels) if level > NOISY_COIL * usual > 0
+    ]  # fmt: skip
 
 
 def _given_maps(given: Tensor, images: Tensor, name: str) -> tuple[Tensor, str]:

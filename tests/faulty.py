@@ -105,7 +105,8 @@ def faulty(folder: Path) -> Iterator[Case]:
 
     bright = measured.copy()
     bright[5] *= 10
-    yield Case("a_frame_in_other_units", _saved(folder / "bright", bright), "warned", "frame 5", flags=k)
+    yield Case("a_frame_in_other_units", _saved(folder / "bright", bright), "warned", "frame 4 to frame 5",
+               flags=k)  # fmt: skip
 
     clipped = np.round(400 * np.abs(image) / np.abs(image).max()).clip(max=255).astype(np.uint8)
     yield Case("clipped_bytes", _saved(folder / "clipped", clipped), "warned", "clipped", flags=pictures)

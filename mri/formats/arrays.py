@@ -93,7 +93,7 @@ def format_of(path: Path) -> str:
 def check_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(
-            f"{path} has the suffix '{path.suffix}', which is not known; use one of {', '.join(SUFFIXES)}."
+            f"{path} is of no format that is read (docs/formats.md); arrays are {', '.join(SUFFIXES)}."
         )
 
 

@@ -9,7 +9,7 @@ from mri.formats import cfl, mrd
 from mri.formats.arrays import read_arrays
 from mri.formats.detect import reader_of
 from mri.formats.hdf5 import datasets, opened
-from mri.formats.stored import TIMES
+from mri.formats.stored import TIMES, SeveralSlices
 from mri.intake import scan_from_file
 from mri.intake_settings import DataSettings, Intake
 from utils.errors import exit_on_input_error
@@ -56,7 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
         if lines:
             print(f"{path} holds")
             print("\n".join(lines))
-        scan, _ = scan_from_file(Intake(DataSettings(**given)), path)
+        try:
+            scan, _ = scan_from_file(Intake(DataSettings(**given)), path)
+        except SeveralSlices as several:
+            print(f"{len(several.slices)} slices: each is reconstructed into a folder of its own; --slice takes one")
+            scan, _ = scan_from_file(Intake(DataSettings(**given | {"slice": 0})), path)
+            print("slice 0:")
         print(scan)
 
     exit_on_input_error(job)

@@ -78,8 +78,10 @@ def write_nifti(path: Path, image: np.ndarray, geometry: Geometry) -> None:
     nifti = nibabel.Nifti1Image(series, affine)
     times = frame_times(geometry, len(image))
     step = 0.0 if times is None or len(times) < 2 else float(np.median(np.diff(times)))
-    nifti.header.set_zooms((voxel[1], voxel[0], voxel[2], step))
-    nifti.header.set_xyzt_units("mm", "msec" if step else "unknown")
+    nifti.header.set_zooms((voxel[1], voxel[0], voxel[2], step / 1000))
+    nifti.header.set_xyzt_units("mm", "sec" if step else "unknown")
+    nifti.set_qform(affine, 1)
+    nifti.header["cal_max"] = np.percentile(series, WINDOW_TOP)
     nifti.header["descrip"] = b"GLDM reconstruction"
     nibabel.save(nifti, path)
 
@@ -172,5 +174,4 @@ def write_dicom(folder: Path, image: np.ndarray, geometry: Geometry, name: str, 
 
 def _decimal(value: float) -> str:
     """A number as DICOM's decimal string, of 16 characters at most."""
-    text = repr(float(value))
-    return text if len(text) <= 16 else f"{value:.9g}"[:16]
+    return f"{value:.8g}"

@@ -8,7 +8,8 @@ from mri.fourier import ifft2c
 from utils.errors import InputError
 
 MOST_COILS = 128
-FLAT = 4.0  # times as peaked along ky and kx as along time
+FLAT, EVEN = 3.0, 0.05  # log energy spreads so much more along ky and kx than along time; spread of no peak
+STRANGERS = 0.2  # of neighbours along an axis: coils differ more, frames less
 CLEAR = 0.5  # of the difference between neighbouring coils: neighbouring frames differ by less than this share of it
 
 
@@ -22,7 +23,12 @@ def axes_of_scan(
     InputError
         when the array is no scan, or its axes cannot be told apart.
     """
+    if not array.any():
+        raise InputError(f"{where} is zero everywhere; save the scan again.")
     kept = [i for i, length in enumerate(array.shape) if length > 1]
+    if kspace and array.ndim == 4 and array.shape[0] == 1 and len(kept) == 3 and frames_axis is None:
+        if _neighbour_difference(array, 1) > STRANGERS and (array.all() or _is_constant(array != 0, 1)):
+            raise InputError(f"{where} of shape {array.shape} is 1 frame of {array.shape[1]} coils; give all frames.")
     if coils_axis is not None:
         if not -array.ndim <= coils_axis < array.ndim:
             raise InputError(f"{where} of shape {array.shape} has no axis {coils_axis}; correct --coils_axis.")
@@ -97,14 +103,14 @@ def _neighbour_difference(array: np.ndarray, axis: int) -> float:
 
 def _flattest_axis(array: np.ndarray, axes: list[int]) -> int | None:
     """The axis of k-space along which the energy has no peak, as along time; None where that is not clear."""
-    peaks = {}
+    spread = {}
+    power = np.abs(np.nan_to_num(array)).astype(np.float64) ** 2
     for axis in axes:
-        power = np.abs(np.nan_to_num(array)) ** 2
         energy = power.sum(axis=tuple(i for i in range(array.ndim) if i != axis))
-        held = energy[energy > 0]
-        peaks[axis] = float(held.max() / np.median(held)) if held.size else 1.0
-    first, second = sorted(axes, key=lambda axis: peaks[axis])[:2]
-    return first if FLAT * peaks[first] < peaks[second] else None
+        log = np.log(energy[energy > 0]) if energy.any() else np.zeros(1)
+        spread[axis] = EVEN + float(np.median(np.abs(log - np.median(log))))  # which single outliers do not move
+    first, second = sorted(axes, key=lambda axis: spread[axis])[:2]
+    return first if FLAT * spread[first] < spread[second] else None
 
 
 def _frames_axis(where: str, array: np.ndarray, kept: list[int], axis: int | None) -> tuple[int, bool]:

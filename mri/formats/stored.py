@@ -12,6 +12,7 @@ from mri.formats.layout import dc_to_centre, looks_like_kspace
 from mri.geometry import Geometry
 from utils.errors import InputError
 
+SMALLEST, MOST_COILS = 8, 128  # pixels, which low rank needs
 Kind = Literal["magnitude", "complex", "kspace"]
 TIMES = ("phase", "repetition", "contrast", "set", "slice")  # what may be taken as time
 
@@ -149,6 +150,11 @@ def finished(finding: Finding, kind: str | None, dc: str = "center", guess: str 
     array, where = finding.array, finding.where
     if len(array) < 2:
         raise InputError(f"{where} holds 1 frame; give a scan of at least 2 frames.")
+    if min(array.shape[2:]) < SMALLEST or array.shape[1] > MOST_COILS:
+        raise InputError(
+            f"{where} would be {len(array)} frames of {array.shape[1]} coils, {array.shape[2]} x {array.shape[3]}, "
+            "which is no scan; name its axes with --frames_axis and --coils_axis."
+        )
     data = as_complex64(where, array, kind)
     kind = kind or ("kspace" if np.iscomplexobj(array) and looks_like_kspace(data) else "image")
     if kind == "kspace":
@@ -177,7 +183,10 @@ def as_complex64(where: str, array: np.ndarray, kind: str | None) -> torch.Tenso
     """The values of `(frames, coils, height, width)`, checked to be a scan of this kind (None: of any)."""
     dtype = array.dtype
     if kind == "kspace" and not np.iscomplexobj(array):
-        raise InputError(f"{where} is real-valued ({dtype}), but k-space is complex; use --kind image.")
+        raise InputError(
+            f"{where} is real-valued ({dtype}), but k-space is complex; export its real and imaginary part (if these "
+            "are images: --kind image)."
+        )
     if dtype.kind not in "iufc":
         raise InputError(f"{where} has dtype {dtype}, a mask rather than a scan; save it as numbers (float32).")
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite and is counted

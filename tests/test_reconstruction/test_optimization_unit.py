@@ -63,12 +63,12 @@ def test_what_is_held_out_is_not_seen(coils):
 def test_what_does_harm_is_left(problem, monkeypatch):
     """Motion, then `llr`, then view sharing."""
     harmful = {"motion"}
-    solve = OptimizationUnit.solve
+    solve = OptimizationUnit.solve_and_halfway
 
     def spoilt(unit, problem, steps=0):
-        return 0 * problem.view_sharing() if unit.operator in harmful else solve(unit, problem, steps)
+        return (0 * problem.view_sharing(), None) if unit.operator in harmful else solve(unit, problem, steps)
 
-    monkeypatch.setattr(OptimizationUnit, "solve", spoilt)
+    monkeypatch.setattr(OptimizationUnit, "solve_and_halfway", spoilt)
     result = run_optimization_unit(problem, SHORT)
     assert result.settings.operator == "llr" and not result.is_start and result.gain > 0
     harmful.add("llr")
@@ -123,7 +123,7 @@ def test_reconstruction_says_what_was_chosen(problem, truth, context_priors):
     assert torch.equal(result.start, problem.finished(unit.image)) and result.start_seconds > 0
     assert result.settings["config"]["ou"]["operator"] == "motion"
     assert any("along the motion, 10 steps" in note and "view sharing" in note for note in result.notes)
-    assert any("used for nothing else" in note for note in result.notes)
+    assert any("not used otherwise" in note for note in result.notes)
     without = reconstruct_problem(problem, models, replace(SHORT, operator="llr"), CASCADE)
     assert any("optimization unit: locally low rank; held-out" in note for note in without.notes)
     assert evaluate(result.start, truth)["psnr"] > evaluate(without.start, truth)["psnr"] + 2
