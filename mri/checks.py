@@ -17,11 +17,12 @@ SPIKE, MOST_SPIKES = 10.0, 20  # times the largest sample within 3 samples, of a
 NO_SPIKE = 4  # samples around DC, where the signal itself peaks
 FEW_LINES, OFF_CENTRE = 0.5, 2  # share of the median; samples
 JUMP = 2.0  # brightness of a frame over that of the next, from which units differ
-PEAKED = 3.0  # energy of the central quarter over that of the rest, along ky and kx; of noise 1/3
+PEAKED = 0.6  # share of the energy in the central quarter of ky and of kx; scenes and scans have 0.84 and more
 HOT_VOXEL, MOST_HOT = 5.0, 5  # times the largest voxel within 2 voxels and a frame; named at most
 NEGATIVE, DEEP = 0.01, 0.02  # share of the voxels, and of the largest value, from which negative values are no rounding
 CLIPPED = 0.005  # share of the voxels of integer images at their largest value
 AT_THE_EDGE = 3.0  # brightness of the outer eighth over that of the middle half
+AROUND = -0.2  # mean of cos(2π r/N) over the energy, along both axes: positive in the middle, -1 at the edges
 COPIED_LINES = 0.05  # share of the lines, from which copies of a neighbouring frame are no chance
 PADDING = 4  # lines of zeros at the outside that are worth cropping
 
@@ -50,7 +51,7 @@ def scan_remarks(scan: Scan) -> list[str]:
         energy = (mean * mean.numel()).sum(dim=axis)
         count = len(energy)
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
-        if central < PEAKED / (1 + PEAKED) / 2 and energy.max() > 0:
+        if central < PEAKED and energy.max() > 0:
             found.append(
                 f"warning: the energy does not gather at the centre of the {words}, as that of k-space does; is the "
                 "scan Fourier transformed along both axes?"
@@ -95,7 +96,13 @@ def edge_remarks(mean: Tensor) -> list[str]:
     middle = mean[height // 4 : -(height // 4), width // 4 : -(width // 4)].mean()
     inner = mean[rows : height - rows, columns : width - columns]
     border = (mean.sum() - inner.sum()) / (mean.numel() - inner.numel())
-    if border <= AT_THE_EDGE * middle:
+    power = mean.square()
+    around = [
+        (power.sum(dim=other) * torch.cos(2 * torch.pi * (torch.arange(n, device=mean.device) - n // 2) / n)).sum()
+        / power.sum().clamp(min=1e-30)
+        for n, other in ((height, 1), (width, 0))
+    ]
+    if border <= AT_THE_EDGE * middle and max(around) > AROUND:
         return []
     return [
         "warning: the object lies across the edges of the image, as after a Fourier transform without fftshift (or "

@@ -8,10 +8,11 @@ import torch
 from mri.checks import image_remarks, measured_block, refuse_copied_lines
 from mri.fourier import fft2c
 from mri.masks import make_mask
-from mri.phantom import make_phantom
+from mri.phantom import make_coil_maps, make_phantom
 from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
 from mri.scenes import make_scene
+from reconstruction.prepare import prepare
 from utils.errors import InputError
 
 SHAPE = (8, 64, 64)
@@ -127,3 +128,35 @@ def test_a_block_of_measured_samples(image):
     odd = torch.from_numpy(np.pad(np.ones((2, 5, 8), bool), ((0, 0), (5, 5), (4, 4))))
     assert measured_block(odd) == (slice(4, 10), slice(4, 12))
     assert measured_block(odd[..., 4:12]) is None  # lines that no frame has are a matter of the sampling
+
+
+def test_kspace_that_is_transformed_along_one_axis_alone(image):
+    mask = make_mask("uniform", SHAPE, 4, 8)
+    hybrid = torch.fft.fftshift(torch.fft.ifft(torch.fft.ifftshift(fft2c(image), dim=-1), norm="ortho"), dim=-1)
+    texts = Scan.from_arrays(hybrid, mask).check()
+    assert any("columns (kx)" in text and "along both axes" in text for text in texts)
+
+
+def test_kspace_of_alternating_sign_has_its_object_at_the_edges(image):
+    sign = (-1.0) ** (torch.arange(64)[:, None] + torch.arange(64))
+    scan = Scan.from_arrays(sign * fft2c(image), make_mask("uniform", SHAPE, 4, 8))
+    assert any("across the edges" in text for text in prepare(scan).notes)
+    scan = Scan.from_arrays(fft2c(image), make_mask("uniform", SHAPE, 4, 8))
+    assert not any("across the edges" in text for text in prepare(scan).notes)
+
+
+def test_a_noisy_coil_is_named(image):
+    maps = make_coil_maps(4, 64, 64)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.view_as_complex(torch.randn(8, 4, 64, 64, 2, generator=generator))
+    level = torch.tensor([0.003, 0.003, 0.1, 0.003])[:, None, None]
+    scan = Scan.from_arrays(fft2c(image[:, None] * maps) + level * noise, make_mask("uniform", SHAPE, 4, 8))
+    found = [text for text in prepare(scan).notes if "times the noise of the others" in text]
+    assert len(found) == 1 and found[0].startswith("warning: coil 2 ")
+
+
+def test_lines_copied_within_a_frame(image):
+    kspace = fft2c(image)[:, None].clone()
+    kspace[:, :, 1::2] = kspace[:, :, ::2]
+    with pytest.raises(InputError, match="equal the line beside them"):
+        refuse_copied_lines(kspace, "scan.npy")
