@@ -116,7 +116,7 @@ def run() -> None:
         Job.from_config(configuration(), FLAGS.seed), write=tuple(FLAGS.write), keep_patient=FLAGS.keep_patient
     )
     if unknown := set(FLAGS.write) - set(FORMATS):
-        raise InputError(f"--write {', '.join(sorted(unknown))} is unknown; choose of {', '.join(FORMATS)}.")
+        raise InputError(f"--write {', '.join(sorted(unknown))} is unknown; choose from {', '.join(FORMATS)}.")
     if FLAGS.keep_patient and "dicom" not in FLAGS.write:
         raise InputError("--keep_patient belongs to --write dicom; add it.")
     several = FLAGS.data is not None and is_several_scans(Path(FLAGS.data))

@@ -115,7 +115,7 @@ def main() -> None:
     flags = parser.parse_args()
     config = scans.configuration(flags)
     if not flags.samplers or not set(flags.samplers) <= set(SAMPLERS):
-        raise InputError(f"--samplers {','.join(flags.samplers)}: choose of {', '.join(SAMPLERS)}.")
+        raise InputError(f"--samplers {','.join(flags.samplers)}: choose from {', '.join(SAMPLERS)}.")
     table = list(arrangements(config, scans.priors(flags), flags.samplers))
     cases = scans.cases(flags, config)
     out = Path(flags.out)

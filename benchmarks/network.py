@@ -239,9 +239,9 @@ def parse_flags() -> argparse.Namespace:
     flags = parser.parse_args()
     for name, known in (("networks", NETWORKS), ("mode", MODES), ("forms", FORMS), ("precision", PRECISIONS)):
         if unknown := [value for value in getattr(flags, name) if value not in known]:
-            raise InputError(f"--{name} {unknown[0]} is unknown; choose of {', '.join(known)}.")
+            raise InputError(f"--{name} {unknown[0]} is unknown; choose from {', '.join(known)}.")
         if not getattr(flags, name):
-            raise InputError(f"--{name} is empty; choose of {', '.join(known)}.")
+            raise InputError(f"--{name} is empty; choose from {', '.join(known)}.")
     if not flags.size or not flags.batch or flags.rounds < 1 or min(flags.batch) < 1:
         raise InputError("give at least one size, batches of at least one frame and at least one round.")
     if flags.device == "cuda" and not cuda:

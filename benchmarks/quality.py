@@ -125,13 +125,13 @@ def choose_methods(methods: dict[str, Method], names: list[str] | None) -> dict[
     if unknown and unknown[0] in REMOVED:
         raise InputError(f"--methods {unknown[0]} was removed: {REMOVED[unknown[0]]}.")
     if unknown:
-        raise InputError(f"--methods {unknown[0]} is unknown; choose of {', '.join(methods)}.")
+        raise InputError(f"--methods {unknown[0]} is unknown; choose from {', '.join(methods)}.")
     chosen = {name: method for name, method in methods.items() if names is None or name in names}
     if (reason := bart.why_not()) and any(name.startswith("bart_") for name in chosen):
         print(f"bart_llr and bart_tv are left out: {reason}")
         chosen = {name: method for name, method in chosen.items() if not name.startswith("bart_")}
     if not chosen:
-        raise InputError(f"no method is left to measure; choose of {', '.join(methods)}.")
+        raise InputError(f"no method is left to measure; choose from {', '.join(methods)}.")
     return chosen
 
 

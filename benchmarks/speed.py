@@ -318,7 +318,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     flags = parser.parse_args()
     if unknown := [part for part in flags.only if part not in PARTS]:
-        raise InputError(f"--only {unknown[0]} is unknown; choose of {', '.join(PARTS)}.")
+        raise InputError(f"--only {unknown[0]} is unknown; choose from {', '.join(PARTS)}.")
     if not (flags.only and flags.size and flags.frames) or flags.iterations < 1 or flags.rank < 0:
         raise InputError("give at least one part, size and number of frames, at least one iteration and a rank ≥ 0.")
     return flags

@@ -110,7 +110,7 @@ def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:
     left_out = len(blocks) - len(imaging)
     layout = (
         f"{len(imaging)} readouts of {width} samples, oversampled {OVERSAMPLING:g} times", *assembled.said,
-        *([f"{left_out} readouts that are no image are left out"] if left_out else []),
+        *([f"{left_out} non-imaging readouts are left out"] if left_out else []),
         "warning: this reader was not tested with a file of a scanner; check the zero-filled images",
     )  # fmt: skip
     return finished(
