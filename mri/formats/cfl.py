@@ -26,7 +26,8 @@ def files_of(path: Path) -> tuple[Path, Path] | None:
 
 def recognises(path: Path) -> bool:
     if path.suffix.lower() == ".cfl" and files_of(path) is None:
-        raise InputError(f"{path}: the header {path.with_suffix('.hdr')} is missing; copy both the .cfl and the .hdr file.")
+        header = path.with_suffix(".hdr")
+        raise InputError(f"{path}: the header {header} is missing; copy both the .cfl and the .hdr file.")
     files = files_of(path)
     return files is not None and files[1].read_bytes()[:1] == b"#"
 

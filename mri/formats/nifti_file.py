@@ -52,8 +52,8 @@ def read(path: Path, options: ReadOptions) -> Stored:
     try:
         import nibabel
     except ImportError:
-        raise InputError(f"{path} is a file of {NAME}, which needs nibabel: pip install nibabel.") from None
-    damaged = InputError(f"{path} is a file of {NAME} that is damaged or cut short; save or download it again.")
+        raise InputError(f"{path} is a {NAME} file, which needs nibabel: pip install nibabel.") from None
+    damaged = InputError(f"{path} is a damaged or truncated {NAME} file; save or download it again.")
     try:
         # the suffix may be another than the content
         with path.open("rb") as file:

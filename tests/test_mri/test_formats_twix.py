@@ -49,7 +49,7 @@ def test_readouts_become_kspace(tmp_path, kspace):
     stored = from_blocks(path, blocks, ReadOptions())
     assert torch.equal(stored.data, torch.where(mask[:, None, :, None], kspace, 0)) and stored.oversampling == 2
     assert stored.noise is None and "not tested with a file of a scanner" in str(stored)
-    assert "2 readouts that are no image are left out" in str(stored)
+    assert "2 non-imaging readouts are left out" in str(stored)
     with pytest.raises(InputError, match="EPI"):
         reflected = Block(noise)
         reflected.is_flag_set = lambda flag: flag == "REFLECT"
