@@ -24,6 +24,8 @@ Tensor = torch.Tensor
 EVERY = 2  # steps of the OU from one prior to the next
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
 STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
+MARGIN = 0.02  # share of the squared held-out error that the priors must remove: less told nothing (PINCAT)
+MEAN = 0.5  # share of the images with priors in the result, the rest is the OU alone: their errors differ
 
 
 def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
@@ -41,8 +43,9 @@ def follow_priors(
     def follow(x: Tensor, nu: float, step: int) -> Tensor:
         if step not in own:
             return x
-        prior = priors[own[step]]
-        sigma = max(NOISE_SHARE * nu, prior.network.config["sigma_min"])
+        prior, sigma = priors[own[step]], NOISE_SHARE * nu
+        if sigma < prior.network.config["sigma_min"]:  # below what it was trained for it would only smooth
+            return x
         if bar is not None:
             bar.set_postfix(sigma=f"{sigma:.3g}")
             bar.update()
@@ -65,6 +68,10 @@ def solve_in_turn(
     return last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
 
 
+def _mean(alone: Tensor, followed: Tensor) -> Tensor:
+    return alone + MEAN * (followed - alone)
+
+
 def cascade_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, seed: int, bar: tqdm | None = None
 ) -> tuple[Tensor, Schedule, Tensor | None]:
@@ -80,14 +87,14 @@ def cascade_in_turn(
         return result.image, Schedule(), result.without_held_out
     assert result.halfway is not None and result.halfway_without is not None
     held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
-    without = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
+    without = _mean(result.without_held_out, solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar))
     noise_std = problem.held_out_noise
     better = improvement(problem.model, problem.measured, held, result.without_held_out, without, noise_std)
     error = torch.where(held[:, None], problem.measured - reduced.model.kspace(result.without_held_out), 0)
     before = missing_error(error, held, problem.model.mask, noise_std)
     count = int(held.sum())
-    if better.share <= 0:
+    if better.share < MARGIN:
         return result.image, Schedule((), (0.0,) * len(priors), before, count, before, before), result.without_held_out
-    image = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
+    image = _mean(result.image, solve_in_turn(problem, priors, result, result.halfway, seed, bar))
     after = before * (1 - better.share) ** 0.5
     return image, Schedule((), (STEP_SIZE,) * len(priors), before, count, before, after), without

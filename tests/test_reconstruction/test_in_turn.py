@@ -67,7 +67,9 @@ def test_a_prior_gets_the_noise_of_its_step(problem, network):
     x = torch.zeros_like(problem[1])
     assert torch.equal(follow(x, schedule.noise(0), 0), x)
     assert torch.allclose(follow(x, schedule.noise(9), 9), STEP_SIZE * problem[1])
-    assert seen == [pytest.approx(max(NOISE_SHARE * 0.01, prior.network.config["sigma_min"]))]
+    assert seen == [pytest.approx(NOISE_SHARE * 0.01)]
+    below = 0.9 * prior.network.config["sigma_min"] / NOISE_SHARE
+    assert torch.equal(follow(x, below, 9), x) and len(seen) == 1  # no noise level that the prior knows
 
 
 def error(image, truth):
@@ -80,7 +82,7 @@ def test_a_prior_that_helps_is_followed_and_one_that_harms_is_not(problem, resul
     good = [Known(network, truth, 0.8, []) for _ in range(2)]
     image, schedule, without = cascade_in_turn(found, good, result, 0)
     assert schedule.step_sizes == (STEP_SIZE, STEP_SIZE) and schedule.error_after < schedule.error_before
-    assert error(image, truth) < 0.7 * error(result.image, truth) and without is not None
+    assert error(image, truth) < 0.8 * error(result.image, truth) and without is not None
     bad = [Known(network, torch.roll(truth, 9, 1), 0.8, []) for _ in range(2)]
     image, schedule, _ = cascade_in_turn(found, bad, result, 0)
     assert schedule.step_sizes == (0, 0) and torch.equal(image, result.image)
