@@ -1,6 +1,7 @@
 """`report.html`: one file with everything to judge a reconstruction by, that opens in any browser, offline."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,16 @@ FRAMES_PER_SECOND = 12.0  # where the file does not give the frame time
 QUALITY = ("quality without a reference", "residual")  # how the notes on the quality begin
 
 
-def write_report(
+def write_report(path: Path, *contents: Any) -> None:
+    """Write the report of one reconstruction, see `_write_report`; a page that fails does not cost the images."""
+    try:
+        _write_report(path, *contents)
+    except Exception as error:  # whatever it is: the reconstruction took longer than the page
+        path.unlink(missing_ok=True)
+        print(f"warning: {path.name} could not be written ({error}); the other results are complete", file=sys.stderr)
+
+
+def _write_report(
     path: Path,
     scan: Scan,
     images: Mapping[str, Tensor],
@@ -47,7 +57,7 @@ def write_report(
     rows: Sequence[Mapping[str, Any]],
     record: Mapping[str, Any],
 ) -> None:
-    """Write the report of one reconstruction.
+    """The page of one reconstruction.
 
     Parameters
     ----------

@@ -135,3 +135,8 @@ def test_script_and_style_are_small_and_end_no_element(name):
 
 def test_jinja2_is_pinned():
     assert re.search(r"^jinja2==\d", (ROOT / "requirements.txt").read_text(), re.M)
+
+
+def test_a_page_that_fails_does_not_cost_the_results(tmp_path, capsys):
+    write_report(tmp_path / "report.html", None, {}, None, None, None, [], {})
+    assert not (tmp_path / "report.html").exists() and "report.html could not be written" in capsys.readouterr().err
