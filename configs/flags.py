@@ -26,6 +26,10 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     """`absl.app.run(main)`, with one sentence for a configuration or a flag that cannot be used."""
 
     def parse(argv: list[str]) -> list[str]:
+        if {"--help", "-help", "-h"} & set(argv[1:]):  # absl would exit with 1
+            app.usage(shorthelp=True, writeto_stdout=True)
+            print("\n--config.<part>.<field>=value sets any other option: docs/options.md lists them.")
+            sys.exit(0)
         with _one_sentence():
             rest = flags.FLAGS(argv)
             if len(rest) > 1:

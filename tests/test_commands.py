@@ -601,3 +601,9 @@ def test_global_and_local_model_are_not_exchanged(tmp_path, magnitude):
     done = demo(*flags, cwd=tmp_path, priors=exchanged, succeeds=False)
     assert_one_sentence(done, "is the local model but is given as the global one")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ("main.py", "PCsampling_demo_svd.py"))
+def test_help_succeeds(script, tmp_path):
+    done = command(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "docs/options.md" in done.stdout and not done.stderr
