@@ -27,7 +27,7 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
         note += f", {schedule.steps} steps, noise level {schedule.first:.2g} to {schedule.last:.2g} of the scan's scale"
     if result.gain is None:
         return f"{note}; not compared with view sharing, because too few lines are sampled to hold some out"
-    note += f"; held-out squared error {_compared(result.gain)} view sharing"
+    note += f"; held-out squared error {_compared(result.gain, problem)} view sharing"
     return note if result.settings.operator == ou.operator else f"{note} ({names[ou.operator]} does not lower it)"
 
 
@@ -42,13 +42,18 @@ def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> 
     )
     worse = "warning: " if found.share < 0 else ""
     return [
-        f"{worse}quality without a reference: squared error {_compared(found.share)} view sharing at {held.sum()} "
-        "held-out samples, not used otherwise"
+        f"{worse}quality without a reference: squared error {_compared(found.share, problem)} view sharing at "
+        f"{held.sum()} held-out samples, not used otherwise{_counted(problem)}"
     ]
 
 
-def _compared(removed: float) -> str:
-    return f"{abs(removed):.0%} {'below' if removed >= 0 else 'above'}"
+def _compared(removed: float, problem: Problem | None = None) -> str:
+    least = "at least " if problem is not None and not problem.noise_known and removed > 0 else ""
+    return f"{least}{abs(removed):.0%} {'below' if removed >= 0 else 'above'}"
+
+
+def _counted(problem: Problem) -> str:
+    return "" if problem.noise_known else " (their noise counts as error, because σ is only an upper bound)"
 
 
 def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
