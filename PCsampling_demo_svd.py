@@ -15,7 +15,7 @@ from absl import flags
 
 import run_lib
 from configs.flags import define_config, run_command
-from mri.formats.export import FORMATS
+from mri.formats.export import FORMATS, parse_matrix
 from mri.formats.stored import TIMES, SeveralSlices
 from mri.intake import acquire, is_several_scans, reference_from_file, scan_files
 from mri.masks import PATTERNS
@@ -77,6 +77,7 @@ flags.DEFINE_integer(
 )
 flags.DEFINE_string("out", None, "Folder for the results; default: the next numbered one under result/.")
 flags.DEFINE_list("write", [], "More files of the result for viewers, separated by commas: nifti, dicom, cfl.")
+flags.DEFINE_string("matrix", "", "Rows and columns, as 256 or 256x192, that the files of --write are interpolated to.")
 flags.DEFINE_boolean(
     "keep_patient", False, "Keep patient and study of a DICOM source in --write dicom; default: they stay empty."
 )
@@ -113,10 +114,13 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     job = replace(
-        Job.from_config(configuration(), FLAGS.seed), write=tuple(FLAGS.write), keep_patient=FLAGS.keep_patient
+        Job.from_config(configuration(), FLAGS.seed), write=tuple(FLAGS.write), keep_patient=FLAGS.keep_patient,
+        matrix=parse_matrix(FLAGS.matrix),
     )
     if unknown := set(FLAGS.write) - set(FORMATS):
         raise InputError(f"--write {', '.join(sorted(unknown))} is unknown; choose from {', '.join(FORMATS)}.")
+    if FLAGS.matrix and not FLAGS.write:
+        raise InputError("--matrix belongs to --write; name a format, e.g. --write nifti.")
     if FLAGS.keep_patient and "dicom" not in FLAGS.write:
         raise InputError("--keep_patient belongs to --write dicom; add it.")
     several = FLAGS.data is not None and is_several_scans(Path(FLAGS.data))

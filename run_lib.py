@@ -55,6 +55,7 @@ class Job:
     seed: int
     write: tuple[str, ...] = ()  # further formats of the result, of `mri.formats.export.FORMATS`
     keep_patient: bool = False  # in DICOM, from a DICOM source
+    matrix: tuple[int, int] | None = None  # that these are interpolated to
 
     @classmethod
     def from_config(cls, config: ml_collections.ConfigDict, seed: int | None = None) -> "Job":
@@ -218,9 +219,10 @@ def reconstruct_scan(
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
-        for said in write_series(folder, job.write, result.image.numpy(), scan.geometry, scan.name, header):
-            notes.append(said)
-            print(said)
+        place = (scan.geometry, scan.name, header, job.matrix)
+        said = write_series(folder, job.write, result.image.numpy(), *place)
+        print(*said, sep="\n", end="\n" if said else "")
+        notes += said
         if scan.coils > 1:
             np.save(folder / "coil_maps.npy", result.maps.numpy())
         if result.error_std is not None:
@@ -289,9 +291,8 @@ def reconstruct_folder(
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     out.mkdir(parents=True, exist_ok=True)
     # with overwrite a finished scan does not show that it is done: then the scans are dealt
-    own = sources[rank::count] if overwrite else sources
     failures: dict[str, str] = {}
-    for source in own:
+    for source in sources[rank::count] if overwrite else sources:
         name = _name(source)
         with _claim(out, name, wait=overwrite) as mine:
             if not mine:

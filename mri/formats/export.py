@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from mri.fourier import fft2c, ifft2c
 from mri.geometry import Geometry
 from utils.errors import InputError
 
@@ -24,8 +26,44 @@ STUDY = ("StudyInstanceUID", "StudyDate", "StudyTime", "StudyID", "AccessionNumb
          "FrameOfReferenceUID", "PatientPosition")  # fmt: skip
 
 
+def parse_matrix(text: str) -> tuple[int, int] | None:
+    """Rows and columns of `256` or `256x192`; None for an empty text.
+
+    Raises
+    ------
+    InputError
+        for anything else.
+    """
+    words = text.lower().replace("×", "x").split("x")
+    if not text:
+        return None
+    if len(words) > 2 or not all(word.isdecimal() and 8 <= int(word) <= 4096 for word in words):
+        raise InputError(f"--matrix {text}: give rows and columns as 256 or 256x192, each from 8 to 4096.")
+    return int(words[0]), int(words[-1])
+
+
+def on_matrix(
+    image: np.ndarray, geometry: Geometry, matrix: tuple[int, int] | None
+) -> tuple[np.ndarray, Geometry]:
+    """Images `(frames, height, width)` interpolated in the same field of view, by zeros around their k-space."""
+    held = (image.shape[1], image.shape[2])
+    if matrix is None or matrix == held:
+        return image, geometry
+    kspace = fft2c(torch.from_numpy(image))
+    for axis, (old, new) in zip((1, 2), zip(held, matrix, strict=True), strict=True):
+        before = new // 2 - old // 2  # DC stays at n//2
+        if new < old:
+            kspace = kspace.narrow(axis, -before, new)
+        else:
+            sizes = (0, 0, before, new - old - before) if axis == 1 else (before, new - old - before)
+            kspace = torch.nn.functional.pad(kspace, sizes)
+    gain = (matrix[0] * matrix[1] / (held[0] * held[1])) ** 0.5  # intensities stay
+    return (gain * ifft2c(kspace)).numpy(), geometry.resampled(held, matrix)
+
+
 def write_series(
-    folder: Path, formats: tuple[str, ...], image: np.ndarray, geometry: Geometry, name: str, header: Any = None
+    folder: Path, formats: tuple[str, ...], image: np.ndarray, geometry: Geometry, name: str, header: Any = None,
+    matrix: tuple[int, int] | None = None,
 ) -> list[str]:
     """Write a reconstruction into `folder` in each of `formats`.
 
@@ -37,11 +75,14 @@ def write_series(
         series description.
     header
         dataset of a DICOM source (`patient_header`) whose patient and study the DICOM series is to belong to.
+    matrix
+        rows and columns to interpolate to, see `on_matrix`.
 
     Returns
     -------
     one sentence for each thing that had to be assumed.
     """
+    image, geometry = on_matrix(image, geometry, matrix)
     said = []
     viewers = [one for one in formats if one in ("nifti", "dicom")]
     if viewers and geometry.voxel_mm is None:

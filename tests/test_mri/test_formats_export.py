@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mri.formats import load_scan
-from mri.formats.export import FORMATS, patient_header, write_series
+from mri.formats.export import FORMATS, on_matrix, parse_matrix, patient_header, write_series
 from mri.geometry import Geometry
 from utils.errors import InputError
 
@@ -95,3 +95,26 @@ def test_the_same_images_give_the_same_files(image, tmp_path):
     for path in sorted((tmp_path / "one").rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes()
+
+
+@pytest.mark.parametrize("matrix", ((48, 64), (36, 40), (20, 32), (25, 33)))
+def test_another_matrix_keeps_field_of_view_place_and_intensity(matrix, tmp_path):
+    rows, columns = np.meshgrid(np.arange(24) - 12, np.arange(32) - 16, indexing="ij")
+    blob = np.exp(-((rows - 2) ** 2 + (columns + 3) ** 2) / 8).astype(np.complex64)[None].repeat(3, 0)
+    image, geometry = on_matrix(blob, GEOMETRY, matrix)
+    assert image.shape == (3, *matrix)
+    assert np.abs(image).max() == pytest.approx(np.abs(blob).max(), rel=0.15)  # its top lies between pixels
+    for one, where in ((blob, GEOMETRY), (image, geometry)):
+        weight = np.abs(one[0]) ** 2
+        place = [(weight.sum(axis) * np.arange(weight.shape[1 - axis])).sum() / weight.sum() for axis in (0, 1)]
+        centre = where.affine() @ [place[0], place[1], 0, 1]
+        assert np.allclose(centre, GEOMETRY.affine() @ [13, 14, 0, 1], atol=0.15)
+    write_series(tmp_path, ("nifti",), blob, GEOMETRY, "a scan", matrix=matrix)
+    assert load_scan(tmp_path / FILES["nifti"]).data.shape[2:] == matrix
+
+
+def test_matrices_in_words():
+    assert parse_matrix("") is None and parse_matrix("256") == (256, 256) and parse_matrix("256x192") == (256, 192)
+    for text in ("0", "256x", "1x2x3", "wide"):
+        with pytest.raises(InputError, match="--matrix"):
+            parse_matrix(text)
