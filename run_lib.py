@@ -27,7 +27,7 @@ from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
-from reconstruction.optimization_unit import expected_seconds, run_optimization_unit, with_operator
+from reconstruction.optimization_unit import expectation, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
 from report.index import write_index
@@ -178,9 +178,8 @@ def reconstruct_scan(
     header = patient_header(Path(scan.source.path)) if job.keep_patient else None
     problem = prepare(scan, job.prepare, device())
     print("\n".join(problem.notes))
-    frames, height, width = problem.model.mask.shape
-    if about := expected_seconds(problem, with_operator(job.ou, job.sampling.sampler)):
-        print(f"optimization unit: {frames} frames of {height} x {width} take about {max(about, 1):.0f} s")
+    if about := expectation(problem, with_operator(job.ou, job.sampling.sampler)):
+        print(about)
     images, seconds, result = compare_methods(problem, job, priors)
     notes = list(result.notes)
     rows, truth = [], None

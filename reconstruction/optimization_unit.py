@@ -1,5 +1,6 @@
 """The optimization unit (OU): low rank with data consistency, and the settings it finds in the scan."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -31,6 +32,7 @@ STEPS_PER_ACCELERATION, FEWEST_STEPS, MOST_STEPS = 12, 24, 80  # motion: missing
 # less where σ is an upper bound, and still less for noise that simulated images bring along, which counts as signal
 LAST, LAST_ESTIMATED, LAST_OF_IMAGES = 0.85, 0.75, 0.5
 CLEAN = 0.002  # noise per pixel below which all measured samples are put back
+LIBRARIES_GB, IMAGES_HELD, COIL_IMAGES_HELD = 0.5, 28, 4  # memory: measured at 16 × 192², and 24 × 128² of 8 coils
 CHECK_STEPS = 16  # motion: steps that suffice to see whether it does harm
 PUT_BACK_ESTIMATED = 0.2  # share of the measured samples that is put back where σ is estimated
 
@@ -42,10 +44,10 @@ class OptimizationUnit:
     which keeps what the model adds.
     """
 
-    def __init__(self, settings: OUSettings, seed: int = 0) -> None:
+    def __init__(self, settings: OUSettings, seed: int = 0, bar: tqdm | None = None) -> None:
         if settings.operator == "auto":
             raise InputError("ou.operator auto depends on the sampler; resolve it by `with_operator`.")
-        self.settings, self.seed, self.operator = settings, seed, settings.operator
+        self.settings, self.seed, self.operator, self.bar = settings, seed, settings.operator, bar
         self.hankel = HankelLowRank(settings.window, settings.rank) if self.operator == "hankel" else None
         self.llr = None
         if self.operator in ("llr", "motion"):
@@ -102,7 +104,11 @@ class OptimizationUnit:
         found = motion_low_rank(
             start, problem.model, problem.measured, ou.motion_patches, schedule, problem.periodic, self.seed
         )
-        return iter(tqdm(found, desc="OU (along motion)", total=schedule.steps, leave=False, disable=None))
+        with contextlib.ExitStack() as stack:
+            bar = self.bar or stack.enter_context(_bar(schedule.steps))
+            for one in found:
+                yield one
+                bar.update()
 
     def check(self, frames: int, height: int, width: int) -> None:
         """Raise `InputError` for a window, rank or patch that does not fit a scan of this shape."""
@@ -113,6 +119,10 @@ class OptimizationUnit:
             raise InputError(f"ou.motion_patches {patches} must be at most {side} pixels, the scan's shorter side.")
         if self.llr is not None and max(LLR_PATCHES) > side:
             raise InputError(f"frames of {height} x {width} are too small: low rank needs {max(LLR_PATCHES)} pixels.")
+
+
+def _bar(steps: int) -> tqdm:
+    return tqdm(total=steps, desc="OU (along motion)", leave=False, disable=None)
 
 
 def motion_schedule(problem: Problem, steps: int = 0) -> Schedule:
@@ -169,6 +179,17 @@ def expected_seconds(problem: Problem, settings: OUSettings) -> float:
     problem.model.consistent(image, problem.measured)
     steps, step = motion_schedule(problem, settings.motion_steps).steps, time.perf_counter() - tracked
     return 2 * (steps * step + len(settings.motion_patches) * min(TRACKINGS, -(-steps // APART)) * (tracked - begun))
+
+
+def expectation(problem: Problem, settings: OUSettings) -> str:
+    """How long the OU along the motion takes and what memory, in words; empty for other operators."""
+    seconds = expected_seconds(problem, settings)
+    frames, height, width = problem.model.mask.shape
+    coils = problem.model.coils
+    memory = LIBRARIES_GB + 8e-9 * frames * height * width * (IMAGES_HELD + COIL_IMAGES_HELD * coils)
+    several = f" of {coils} virtual coils" if coils > 1 else ""
+    words = f"optimization unit: {frames} frames{several}, {height} x {width}, take about {max(seconds, 1):.0f} s and "
+    return f"{words}{memory:.1f} GB" if seconds else ""
 
 
 def with_operator(settings: OUSettings, sampler: str) -> OUSettings:
@@ -233,9 +254,10 @@ def run_optimization_unit(
     reduced = problem.restricted(held_out.kept)
     start = reduced.view_sharing()
     chosen, without, gain, half, half_without = None, start, 0.0, None, None
+    bar = _bar(sum(motion_schedule(one, settings.motion_steps).steps for one in (reduced, problem)))
     for operator in dict.fromkeys((unit.operator, "llr")):
         candidate = replace(settings, operator=operator)
-        image, found = OptimizationUnit(candidate, seed).solve_and_halfway(reduced, check_steps)
+        image, found = OptimizationUnit(candidate, seed, bar).solve_and_halfway(reduced, check_steps)
         better = improvement(problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise)
         # a few lines cannot tell two good operators apart: the one that is asked for is left only where it does harm
         if better.share > 0 and (better.is_clear or operator == unit.operator):
@@ -243,5 +265,6 @@ def run_optimization_unit(
             break
     final = problem.view_sharing()
     if chosen is not None:
-        final, half = OptimizationUnit(chosen, seed).solve_and_halfway(problem)
+        final, half = OptimizationUnit(chosen, seed, bar).solve_and_halfway(problem)
+    bar.close()
     return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain, half, half_without)
