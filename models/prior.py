@@ -52,6 +52,11 @@ class Prior:
     after_motion: "Prior | None" = None  # what takes its place where the OU followed the motion; None: nothing
 
     @property
+    def sigma_min(self) -> float:
+        """Smallest noise level that the network was trained for, per real channel."""
+        return self.network.config["sigma_min"]
+
+    @property
     def passes(self) -> int:
         """Network passes per frame of `denoise`."""
         return len(self.shares)
@@ -78,11 +83,10 @@ class Prior:
         if self.context is None:
             raise ValueError("a prior without context denoises weighted k-space, see `score`")
         if self.of_scenes:
-            return image + model.unmeasured(self.change(image, max(sigma, self.network.config["sigma_min"]), periodic))
+            return image + model.unmeasured(self.change(image, max(sigma, self.sigma_min), periodic))
         state = State(image, model, periodic)
-        lowest = self.network.config["sigma_min"]
         for _ in range(self.passes):
-            (state,) = denoise_consistently(self._run, [state], self.context, [sigma], lowest)
+            (state,) = denoise_consistently(self._run, [state], self.context, [sigma], self.sigma_min)
             sigma *= STEP_SHARE
         return state.image
 

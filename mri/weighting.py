@@ -27,6 +27,11 @@ class KspaceWeight:
     data_std: float
 
     @classmethod
+    def none(cls) -> "KspaceWeight":
+        """No weight, of networks that see images."""
+        return cls(power=0.0, gain=1.0, data_std=1.0)
+
+    @classmethod
     def fit(cls, kspace: Tensor | np.ndarray, power: float, data_std: float) -> "KspaceWeight":
         """The weight under which `kspace` `(N, height, width)`, of scans of unit scale, has `data_std`.
 

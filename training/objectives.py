@@ -150,8 +150,7 @@ class Completion(Objective):
         return completion_size(batch.scans())
 
     def metadata(self) -> dict:
-        plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
-        return {"weight": plain.to_dict(), "objective": self.kind, "context": self.context.to_dict()}
+        return {"weight": KspaceWeight.none().to_dict(), "objective": self.kind, "context": self.context.to_dict()}
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
@@ -199,8 +198,7 @@ class SceneDenoising(Objective):
         return 2 * batch.clean.numel()
 
     def metadata(self) -> dict:
-        plain = KspaceWeight(power=0.0, gain=1.0, data_std=1.0)
-        return {"weight": plain.to_dict(), "objective": "scenes", "context": self.context.to_dict()}
+        return {"weight": KspaceWeight.none().to_dict(), "objective": "scenes", "context": self.context.to_dict()}
 
     @torch.no_grad()
     def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:

@@ -147,7 +147,7 @@ def _pixels(path: Path, frame: Frame) -> np.ndarray:
     """The image, rescaled, float32 `(rows, columns)`."""
     try:
         pixels = frame.pixels()
-    except (NotImplementedError, RuntimeError, ImportError):
+    except (NotImplementedError, RuntimeError, ImportError):  # of pydicom, without a decoder for this compression
         raise InputError(
             f"{frame.file} is compressed in a way that is not read; decompress it (gdcmconv --raw)."
         ) from None

@@ -5,6 +5,7 @@ import io
 import pickle
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ from mri.formats.layout import looks_like_kspace as looks_like_kspace_of_coils
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
+from tests.refusals import refusal as refused
 from utils.errors import InputError
 
 SUFFIXES = (".mat", ".npy", ".npz", ".h5", ".hdf5")
@@ -63,15 +65,7 @@ def looks_like_kspace(data: torch.Tensor) -> bool:
     return looks_like_kspace_of_coils(data[:, None])
 
 
-def refusal(path: Path, *words: str, load=load_scan, **options) -> str:
-    """The one sentence with which `load` refuses `path`; it must name the file and hold `words`."""
-    with pytest.raises(InputError) as caught:
-        load(path, **options)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-    for word in words:
-        assert word in message
-    return message
+refusal = partial(refused, load=load_scan)
 
 
 # ------------------------------------------------------------------------------------------------ formats

@@ -10,6 +10,7 @@ from mri.intake import is_several_scans, scan_files, scan_from_file
 from mri.intake_settings import Intake
 from mri.phantom import make_phantom
 from reconstruction.prepare import prepare
+from tests.refusals import refusal
 from utils.errors import InputError
 
 pydicom = pytest.importorskip("pydicom")
@@ -93,14 +94,6 @@ def _item(entries):
     for name, value in entries.items():
         setattr(item, name, value)
     return item
-
-
-def refusal(path, *words, **options):
-    with pytest.raises(InputError) as caught:
-        load_scan(path, **options)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
 
 
 def rescaled(values):

@@ -13,6 +13,7 @@ from mri.intake import scan_from_file
 from mri.intake_settings import Intake, MaskSettings
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
+from tests.refusals import refusal
 from utils.errors import InputError
 
 FRAMES, COILS, HEIGHT, WIDTH = 5, 3, 64, 64
@@ -41,15 +42,6 @@ def save(path, **variables):
                 value = pairs
             file[name] = value
             file[name].attrs["MATLAB_class"] = np.bytes_("single")
-
-
-def refusal(path, *words, **options):
-    with pytest.raises(InputError) as caught:
-        load_scan(path, **options)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 # ----------------------------------------------------------------------------------------------- CMRxRecon

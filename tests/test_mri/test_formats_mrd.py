@@ -17,7 +17,7 @@ from mri.masks import make_mask
 from mri.oversampling import crop_readout
 from mri.phantom import make_coil_maps, make_phantom
 from reconstruction.prepare import prepare
-from utils.errors import InputError
+from tests.refusals import refusal
 
 ismrmrd = pytest.importorskip("ismrmrd")
 
@@ -87,15 +87,6 @@ class Writer:
         for frame, line in mask.nonzero().tolist():
             counters |= {time: frame, "kspace_encode_step_1": line - line_offset}
             self.add(kspace[frame, :, line, first:].numpy(), first=first, **counters)
-
-
-def refusal(path, *words, **options):
-    with pytest.raises(InputError) as caught:
-        load_scan(path, **options)
-    message = str(caught.value)
-    assert str(path) in message and "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def test_kspace_noise_oversampling_and_geometry(tmp_path, oversampled, coil_images, mask):

@@ -12,7 +12,7 @@ from mri.formats.stored import SeveralSlices
 from mri.intake import scan_from_file
 from mri.intake_settings import DataSettings, Intake
 from mri.phantom import make_phantom
-from utils.errors import InputError
+from tests.refusals import refusal
 
 nibabel = pytest.importorskip("nibabel")
 AFFINE = np.array([[0.0, -1.5, 0, 10], [2.0, 0, 0, -20], [0, 0, 8, 30], [0, 0, 0, 1]])  # rotated, voxels not square
@@ -42,14 +42,6 @@ def change(path, offset, form, value):
             file.write(bytes(content))
     else:
         path.write_bytes(content)
-
-
-def refusal(path, *words, **options):
-    with pytest.raises(InputError) as caught:
-        load_scan(path, **options)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
-    for word in words:
-        assert word in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
