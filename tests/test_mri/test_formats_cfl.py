@@ -9,7 +9,7 @@ from mri.formats.stored import SeveralSlices
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
-from tests.refusals import refusal
+from utils.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,14 @@ def save(base, array, dims):
     with open(f"{base}.hdr", "w") as file:
         file.write("# Dimensions\n" + " ".join(map(str, shape)) + "\n# Creator\nBART v0.9.00\n")
     return base
+
+
+def refusal(path, *words, **options):
+    with pytest.raises(InputError) as caught:
+        load_scan(path, **options)
+    assert str(path.with_suffix("")) in str(caught.value) and "\n" not in str(caught.value)
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["scan", "scan.cfl", "scan.hdr"])
