@@ -48,7 +48,7 @@ def scan_remarks(scan: Scan) -> list[str]:
             "linear phase of the image); this is allowed for"
         )
     for words, axis in (("rows (ky)", 1), ("columns (kx)", 0)):
-        energy = (mean * mean.numel()).sum(dim=axis)
+        energy = mean.sum(dim=axis)
         count = len(energy)
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
         if central < PEAKED and energy.max() > 0:
@@ -58,7 +58,6 @@ def scan_remarks(scan: Scan) -> list[str]:
             )
     found += _identical_frames(scan.kspace) + _bright_frames(power, mask)
     return found
-
 
 
 def image_remarks(image: Tensor, where: str) -> list[str]:
