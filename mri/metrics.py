@@ -85,11 +85,18 @@ def evaluate(image: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
 
 
 def moving_row(image: torch.Tensor) -> int:
-    """The row whose magnitude varies most over the frames: an x–t profile through it shows the heart."""
-    variance = image.detach().cpu().abs().var(dim=0).sum(dim=-1)
-    # a window of rows, so that a single noisy line does not win
-    smooth = torch.nn.functional.avg_pool1d(variance[None, None], 5, 1, 2, count_include_pad=False)
-    return int(smooth.argmax())
+    """The row that most moves along itself over the frames: an x–t profile through it shows the heart.
+
+    Variance over time counts by how much of the local gradient lies along the row: an edge parallel to the row, such as
+    a breathing chest wall, makes the whole row brighter and darker, and its profile shows no motion.
+    """
+    magnitude = image.detach().cpu().abs()
+    down, along = (one.square() for one in torch.gradient(magnitude.mean(dim=0)))
+    windows = torch.stack([magnitude.var(dim=0), down, along])[:, None]
+    variance, down, along = torch.nn.functional.avg_pool2d(windows, 5, 1, 2, count_include_pad=False)[:, 0]
+    share = along / (down + along).clamp_min(torch.finfo(torch.float32).tiny)
+    # windows, so that a single noisy line or pixel does not win
+    return int((variance * share).sum(dim=-1).argmax())
 
 
 # ------------------------------------------------------------------------------------------ temporal sharpness

@@ -324,8 +324,8 @@ def contact_sheet(path: Path, scans: list, columns: int = 8) -> None:
     scans
         magnitudes `(frames, height, width)` of one shape, a multiple of `columns` of them.
     """
-    import imageio.v3 as imageio
     import numpy as np
+    from PIL import Image
 
     tiles = []
     for image in scans:
@@ -336,7 +336,7 @@ def contact_sheet(path: Path, scans: list, columns: int = 8) -> None:
     rows = [np.concatenate(tiles[i : i + columns], axis=1) for i in range(0, len(tiles), columns)]
     sheet = np.round(255 * np.clip(np.concatenate(rows), 0, 1)).astype(np.uint8)
     with atomic_path(path) as temporary:
-        imageio.imwrite(temporary, sheet)
+        Image.fromarray(sheet).save(temporary, "PNG")
 
 
 def main() -> None:

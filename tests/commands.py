@@ -21,9 +21,11 @@ TINY = (
     "--config.ou.motion_patches=(4,) --config.ou.motion_steps=5"
 ).split()
 
-# The server has imported what the scripts import, and does nothing else; each script gets a fork of it of its own.
+# The server has imported what the scripts import, at once or late, and does nothing else; each script gets a fork of it
+# of its own.
+LATE = ["mri.lowrank.fused", "skimage.metrics", "scipy.io", "scipy.stats", "report.page", "matplotlib"]
 _fork = multiprocessing.get_context("forkserver")
-_fork.set_forkserver_preload(["run_lib"])
+_fork.set_forkserver_preload(["run_lib", *LATE])
 
 
 def command(*arguments, cwd, succeeds=True):

@@ -327,7 +327,7 @@ def hook(event, arguments):
     if event in events and arguments[0] != "uname":  # with which Python itself asks for the kind of processor
         started.append((event, arguments))
 sys.addaudithook(hook)
-import torch.distributed, torch.utils.tensorboard, matplotlib.pyplot, scipy.io, skimage.metrics, imageio, h5py
+import torch.distributed, torch.utils.tensorboard, matplotlib.pyplot, scipy.io, skimage.metrics, PIL.Image, h5py
 # what those start is theirs
 before = len(started)
 import COMMAND, run_lib, sampling, losses, datasets, sde_lib, training.loop, training.objectives, training.processes
