@@ -8,16 +8,19 @@ import pytest
 from benchmarks import train_shipped
 from benchmarks.train_shipped import improves, replace
 from models.checkpoint import load_model
-from models.prior import MODELS, shipped
+from models.prior import MODELS
+from tests.commands import ROOT
 from tests.test_benchmarks.commands import run_here
 from utils.files import refuse_existing
+
+SHIPPED = ROOT / "checkpoints" / "scenes"
 
 
 def rows(shipped_scores, new_scores):
     """PSNR and SSIM of two scans with each pair of priors."""
     return [
-        {"priors": label, "psnr": psnr, "ssim": ssim, "psnr_common": psnr, "nmse": 0.1}
-        for label, scores in (("shipped", shipped_scores), ("new", new_scores))
+        {"priors": label, "psnr_common": psnr, "ssim_common": ssim, "nmse": 0.1, "edge_time": 1.0}
+        for label, scores in (("none", shipped_scores), ("shipped", shipped_scores), ("new", new_scores))
         for psnr, ssim in scores
     ]
 
@@ -53,7 +56,7 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name in MODELS:
-        shutil.copy(shipped(name, "cascade"), folder / f"{name}.safetensors")
+        shutil.copy(SHIPPED / f"{name}.safetensors", folder)
     monkeypatch.setattr(train_shipped.loop, "LOG_STEPS", 1)
     monkeypatch.setattr(train_shipped, "MASKS", (("uniform", 4.0),))
     monkeypatch.setattr(train_shipped, "PHANTOMS", ("phantom100",))
@@ -65,14 +68,15 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
     with open(out / "train_shipped.csv", newline="") as file:
         table = list(csv.DictReader(file))
     scans = ["phantom100", "heart100", "scene1000000"]
-    assert [(row["scan"], row["priors"]) for row in table] == [(s, p) for s in scans for p in ("shipped", "new")]
-    assert "6 rows: replaced" in capsys.readouterr().out
+    assert [(row["scan"], row["priors"]) for row in table] == [(s, p) for s in scans for p in train_shipped.PAIRS]
+    assert "9 rows: replaced" in capsys.readouterr().out
     for name in MODELS:
         metadata = load_model(folder / f"{name}.safetensors")[1]
         settings = metadata["training_config"]["training"]
         assert metadata["step"] == settings["n_iters"] >= 1 and settings["init"].endswith(f"{name}.safetensors")
-        assert settings["scenes"] >= 1
-        assert (folder / f"{name}.previous.safetensors").read_bytes() == shipped(name, "cascade").read_bytes()
+        assert settings["objective"] == "scenes"
+        old = folder / f"{name}.previous.safetensors"
+        assert old.read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
 
 
 def test_bad_input_is_one_sentence(tmp_path, monkeypatch, capsys):
