@@ -29,17 +29,26 @@ _fork.set_forkserver_preload(["run_lib", *LATE])
 
 
 def command(*arguments, cwd, succeeds=True):
-    """Run a script of the project from another folder, in a process of its own; returns the finished process."""
-    script, *rest = map(str, arguments)
+    """Run a script of the project, or a module after `-m`, from another folder, in a process of its own.
+
+    Returns the finished process.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        told = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _fork.Process(target=_run, args=(script, rest, str(cwd), *told))
-        process.start()
+        process = begun(*arguments, cwd=cwd, told=Path(folder))
         process.join()
-        done = subprocess.CompletedProcess([script, *rest], process.exitcode, *(path.read_text() for path in told))
+        told = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+        done = subprocess.CompletedProcess(arguments, process.exitcode, *told)
     if succeeds:
         assert done.returncode == 0, done.stderr
     return done
+
+
+def begun(*arguments, cwd, told: Path):
+    """The process of such a command, which runs and writes to the files `stdout` and `stderr` in the folder `told`."""
+    script, *rest = map(str, arguments)
+    process = _fork.Process(target=_run, args=(script, rest, str(cwd), told / "stdout", told / "stderr"))
+    process.start()
+    return process
 
 
 def _run(script: str, arguments: list[str], cwd: str, stdout: Path, stderr: Path) -> None:
@@ -50,8 +59,13 @@ def _run(script: str, arguments: list[str], cwd: str, stdout: Path, stderr: Path
     torch.set_num_threads(1)
     os.chdir(cwd)
     sys.path.insert(0, str(ROOT))
-    sys.argv = [str(ROOT / script), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if script == "-m":
+        module, *sys.argv[1:] = arguments
+        sys.modules.pop(module, None)  # else there is a warning that it is loaded already
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [str(ROOT / script), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, words: str) -> None:
