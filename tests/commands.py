@@ -23,18 +23,21 @@ TINY = (
 
 # The server has imported what the scripts import, at once or late, and does nothing else; each script gets a fork of it
 # of its own.
-LATE = ["mri.lowrank.fused", "skimage.metrics", "scipy.io", "scipy.stats", "report.page", "matplotlib"]
+LATE = [
+    "mri.lowrank.fused", "numba.typed", "skimage.metrics", "scipy.io", "scipy.stats", "report.page", "jinja2",
+    "matplotlib", "training.loop", "torch.utils.tensorboard", "torch._dynamo", "configs.flags",
+]  # fmt: skip
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(["run_lib", *LATE])
 
 
-def command(*arguments, cwd, succeeds=True):
+def command(*arguments, cwd, succeeds=True, **environment):
     """Run a script of the project, or a module after `-m`, from another folder, in a process of its own.
 
-    Returns the finished process.
+    With more environment variables, perhaps. Returns the finished process.
     """
     with tempfile.TemporaryDirectory() as folder:
-        process = begun(*arguments, cwd=cwd, told=Path(folder))
+        process = begun(*arguments, cwd=cwd, told=Path(folder), **environment)
         process.join()
         told = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
         done = subprocess.CompletedProcess(arguments, process.exitcode, *told)
@@ -43,15 +46,17 @@ def command(*arguments, cwd, succeeds=True):
     return done
 
 
-def begun(*arguments, cwd, told: Path):
+def begun(*arguments, cwd, told: Path, **environment):
     """The process of such a command, which runs and writes to the files `stdout` and `stderr` in the folder `told`."""
     script, *rest = map(str, arguments)
-    process = _fork.Process(target=_run, args=(script, rest, str(cwd), told / "stdout", told / "stderr"))
+    files = told / "stdout", told / "stderr"
+    process = _fork.Process(target=_run, args=(script, rest, str(cwd), environment, *files))
     process.start()
     return process
 
 
-def _run(script: str, arguments: list[str], cwd: str, stdout: Path, stderr: Path) -> None:
+def _run(script: str, arguments: list[str], cwd: str, environment: dict, stdout: Path, stderr: Path) -> None:
+    os.environ.update(environment)
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     # of the server, they may be of the terminal or closed
