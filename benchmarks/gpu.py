@@ -141,6 +141,8 @@ def reconstruction(small: bool) -> Iterator[dict]:
             config = cpu_demo.get_config()
             config.data.size, config.data.frames = size, 5 if small else 16
             config.ou.operator = operator
+            if small:
+                config.ou.motion_patches, config.ou.motion_steps = (4,), 5
             row = {"what": f"cascade, shipped priors, OU {operator}", "precision": "fp32", "compiled": False}
             yield from timed(row, config, (None, None), source)
     iterations = 2 if small else 10

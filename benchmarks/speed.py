@@ -43,6 +43,7 @@ Tensor = torch.Tensor
 PARTS = ("ou", "network", "reconstruction", "growth", "coils", "motion")
 COLUMNS = ("part", "size", "frames", "rank", "seconds", "ratio", "peak_mib", "note")
 REPEATS = 7  # of a step that takes less than a few seconds; the median counts
+OU = OUSettings(operator="motion")  # of the rows that time a whole one
 CONVERGED = 30  # warm steps on one image, after which the subspace of another one has settled
 RANKS = (24, 48, 96, 192)  # over which growth with the rank is measured
 
@@ -190,7 +191,6 @@ def reconstruction_rows(size: int, frames: int, iterations: int) -> Iterator[dic
 def coil_rows(size: int, frames: int) -> Iterator[dict]:
     """The whole default OU of the embedded heart, its settings given, with one coil and with eight."""
     mask = make_mask("uniform", (frames, size, size), 4, 8)
-    ou = OUSettings(operator="motion")
     problems = {}
     for part, coils in (("ou_motion_one_coil", 1), ("ou_motion_coils", 8)):
         scan = simulate_scan("heart", frames, size, 0, coils, 0.01)
@@ -199,7 +199,7 @@ def coil_rows(size: int, frames: int) -> Iterator[dict]:
     for _ in range(3):  # in turn, so that both see the same machine
         for part, problem in problems.items():
             begun = time.perf_counter()
-            run_optimization_unit(problem, ou)
+            run_optimization_unit(problem, OU)
             seconds[part].append(time.perf_counter() - begun)
     alone = statistics.median(seconds["ou_motion_one_coil"])
     for part, problem in problems.items():
@@ -213,13 +213,13 @@ def motion_rows(size: int, frames: int) -> Iterator[dict]:
     config = get_config()
     config.data.size, config.data.frames = size, frames
     _, scan, reference = scans.Case("phantom0", "uniform", 4.0).acquire(config, 0)
-    problem, ou = prepare(scan), OUSettings(operator="motion")
+    problem = prepare(scan)
     y, mask = problem.measured[:, 0], problem.model.mask
     # compiles the kernels, and warms both up
-    OptimizationUnit(ou).solve(problem, 4)
+    OptimizationUnit(OU).solve(problem, 4)
     plain_ou.start_by_llr(y, mask, problem.periodic, 0)
     forms: dict[str, Callable[[], Tensor]] = {
-        "motion": lambda: run_optimization_unit(problem, ou, check_steps=CHECK_STEPS).image,
+        "motion": lambda: run_optimization_unit(problem, OU, check_steps=CHECK_STEPS).image,
         "motion_plain": lambda: plain_ou.optimization_unit(y, mask, problem.periodic),
     }
     found = {}

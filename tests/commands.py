@@ -23,26 +23,40 @@ TINY = (
 
 # The server has imported what the scripts import, at once or late, and does nothing else; each script gets a fork of it
 # of its own.
-LATE = ["mri.lowrank.fused", "skimage.metrics", "scipy.io", "scipy.stats", "report.page", "matplotlib"]
+LATE = [
+    "mri.lowrank.fused", "numba.typed", "skimage.metrics", "scipy.io", "scipy.stats", "report.page", "jinja2",
+    "matplotlib", "training.loop", "torch.utils.tensorboard", "torch._dynamo", "configs.flags",
+]  # fmt: skip
 _fork = multiprocessing.get_context("forkserver")
 _fork.set_forkserver_preload(["run_lib", *LATE])
 
 
-def command(*arguments, cwd, succeeds=True):
-    """Run a script of the project from another folder, in a process of its own; returns the finished process."""
-    script, *rest = map(str, arguments)
+def command(*arguments, cwd, succeeds=True, **environment):
+    """Run a script of the project, or a module after `-m`, from another folder, in a process of its own.
+
+    With more environment variables, perhaps. Returns the finished process.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        told = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _fork.Process(target=_run, args=(script, rest, str(cwd), *told))
-        process.start()
+        process = begun(*arguments, cwd=cwd, told=Path(folder), **environment)
         process.join()
-        done = subprocess.CompletedProcess([script, *rest], process.exitcode, *(path.read_text() for path in told))
+        told = ((Path(folder) / name).read_text() for name in ("stdout", "stderr"))
+        done = subprocess.CompletedProcess(arguments, process.exitcode, *told)
     if succeeds:
         assert done.returncode == 0, done.stderr
     return done
 
 
-def _run(script: str, arguments: list[str], cwd: str, stdout: Path, stderr: Path) -> None:
+def begun(*arguments, cwd, told: Path, **environment):
+    """The process of such a command, which runs and writes to the files `stdout` and `stderr` in the folder `told`."""
+    script, *rest = map(str, arguments)
+    files = told / "stdout", told / "stderr"
+    process = _fork.Process(target=_run, args=(script, rest, str(cwd), environment, *files))
+    process.start()
+    return process
+
+
+def _run(script: str, arguments: list[str], cwd: str, environment: dict, stdout: Path, stderr: Path) -> None:
+    os.environ.update(environment)
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
     # of the server, they may be of the terminal or closed
@@ -50,8 +64,13 @@ def _run(script: str, arguments: list[str], cwd: str, stdout: Path, stderr: Path
     torch.set_num_threads(1)
     os.chdir(cwd)
     sys.path.insert(0, str(ROOT))
-    sys.argv = [str(ROOT / script), *arguments]
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if script == "-m":
+        module, *sys.argv[1:] = arguments
+        sys.modules.pop(module, None)  # else there is a warning that it is loaded already
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [str(ROOT / script), *arguments]
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, words: str) -> None:

@@ -22,7 +22,18 @@ from mri.phantom import make_phantom
 from mri.scan import Reference, Scan, Source
 from mri.weighting import KspaceWeight
 
+# a minute to ten seconds each: they begin first, so that none is left over when the others are done
+LONGEST = {
+    "test_the_gpu_script_at_small_size", "test_speed_tables", "test_trains_judges_and_replaces",
+    "test_twenty_steps_of_training", "test_processes_of_torchrun_share_the_scans",
+    "test_two_processes_and_accumulated_parts_train_as_one", "test_quality_of_a_heart_with_coils", "test_example",
+    "test_commands_run_from_an_empty_folder_beside_other_packages",
+}  # fmt: skip
 SHARED = Path(os.environ.get("GLDM_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.originalname not in LONGEST)
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -31,7 +28,7 @@ from reconstruction.prepare import prepare
 from reconstruction.settings import MODELS, OUSettings, SamplingSettings
 from report.results import METRICS
 from sampling import reconstruct_problem
-from tests.commands import ROOT, TINY, assert_one_sentence, command, names
+from tests.commands import ROOT, TINY, assert_one_sentence, begun, command, names
 from tests.conftest import simple_scan
 from utils.errors import InputError
 
@@ -540,18 +537,15 @@ def test_priors_of_the_other_kind_are_refused(tmp_path, priors, magnitude):
 
 def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     flags = [flag for flag in TINY if "n_iters" not in flag and "preemption" not in flag]
-    arguments = [sys.executable, str(ROOT / "main.py"), *flags, "--model=global", "--config.training.n_iters=100000"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        arguments, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    endless = [*flags, "--model=global", "--config.training.n_iters=100000"]
+    process = begun("main.py", *endless, cwd=tmp_path, told=tmp_path)
     kept = tmp_path / "exp" / "global" / "checkpoints"
     while not (kept.is_dir() and list(kept.iterdir())):  # it trains
-        assert process.poll() is None
-        time.sleep(0.1)
+        assert process.is_alive()
+        time.sleep(0.02)
     process.terminate()
-    told, _ = process.communicate()
-    assert process.returncode == 143 and "the same command goes on" in told
+    process.join()
+    assert process.exitcode == 143 and "the same command goes on" in (tmp_path / "stdout").read_text()
     state = torch.load(tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
     more = [*flags, "--model=global", f"--config.training.n_iters={state['step'] + 2}"]
     done = command("main.py", *more, cwd=tmp_path)

@@ -122,7 +122,7 @@ def test_train(objective, operator, coils, scans, tmp_path):
     config.training.ou = "motion" if operator == "motion" else "llr"
     config.data.path = str(scans(coils))
     config.data.virtual_coils = 0 if coils == 1 else 3
-    config.training.update({"objective": objective, "n_iters": 2, "scenes": 2, "splits": 2, "scene_frames": 5,
+    config.training.update({"objective": objective, "n_iters": 2, "scenes": 1, "splits": 2, "scene_frames": 5,
                             "batch_size": 5, "snapshot_freq": 2})  # fmt: skip
     run_lib.train(config, tmp_path / "exp", ("global", "local"))
     for name in ("global", "local"):

@@ -56,8 +56,9 @@ def test_commands_run_from_an_empty_folder_beside_other_packages(installed, tmp_
     whose = run(site, tmp_path, sys.executable, "-c", "import datasets; print(datasets.WHOSE)")
     assert whose.stdout.strip() == "another project"
     reconstructed = run(
-        site, tmp_path, str(site / "bin" / "gldm-reconstruct"), "--data", "scan.npy", "--kind=image", "--out", "out"
-    )
+        site, tmp_path, str(site / "bin" / "gldm-reconstruct"), "--data", "scan.npy", "--kind=image", "--out", "out",
+        "--config.ou.motion_patches=(4,)", "--config.ou.motion_steps=5",
+    )  # fmt: skip
     assert reconstructed.returncode == 0, reconstructed.stderr[-2000:]
     assert (tmp_path / "out" / "reconstruction.npy").is_file()
     trained = run(

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -20,16 +19,17 @@ from mri.intake import scan_files
 from mri.masks import make_mask
 from mri.phantom import make_phantom
 from run_lib import _claim
-from tests.commands import ROOT, TINY, assert_one_sentence, command, names
+from tests.commands import ROOT, TINY, assert_one_sentence, begun, command, names
 from utils.errors import InputError
 from utils.files import atomic_folder
 
 SAMPLER = ["--sampler", "published"]
 
 
-def demo(*arguments, cwd, priors, succeeds=True):
+def demo(*arguments, cwd, priors, succeeds=True, **environment):
     checkpoints = ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1]]
-    return command("PCsampling_demo_svd.py", *TINY, *checkpoints, *arguments, cwd=cwd, succeeds=succeeds)
+    flags = [*TINY, *checkpoints, *arguments]
+    return command("PCsampling_demo_svd.py", *flags, cwd=cwd, succeeds=succeeds, **environment)
 
 
 def free_port():
@@ -137,22 +137,23 @@ def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
     assert "broken.mat" in index.split("Left out")[1].split("</section>")[0]  # whichever process met it
     (scans / "broken.mat").unlink()
     assert torchrun("--data", "scans", "--out", "out").returncode == 0
-    assert "need --data with a folder" in torchrun("--data", "scans").stderr
-    assert "need --data with a folder" in torchrun("--data", "scans/heart0.npy", "--out", "one").stderr
+
+
+@pytest.mark.parametrize("flags", [["--data", "scans"], ["--data", "scans/heart0.npy", "--out", "one"]])
+def test_processes_of_torchrun_need_scans_to_share(flags, scans, tmp_path, priors):
+    done = demo(*flags, cwd=tmp_path, priors=priors, succeeds=False, WORLD_SIZE="2")
+    assert_one_sentence(done, "need --data with a folder")
 
 
 def test_a_killed_process_leaves_no_claim_and_no_half_folder(scans, tmp_path, priors):
-    checkpoints = ["--checkpoint_global", str(priors[0]), "--checkpoint_local", str(priors[1])]
+    checkpoints = ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1]]
     arguments = [*TINY, *checkpoints, *SAMPLER, "--data", "scans", "--out", "out"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    program = [sys.executable, str(ROOT / "PCsampling_demo_svd.py"), *arguments]
-    process = subprocess.Popen(program, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)  # fmt: skip
+    process = begun("PCsampling_demo_svd.py", *arguments, cwd=tmp_path, told=tmp_path)
     while not list((tmp_path / "out").glob("heart0")):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+        assert process.is_alive()
+        time.sleep(0.005)
+    process.kill()
+    process.join()
     finished = times(tmp_path / "out")
     assert "heart0" in finished and len(finished) < 4
     (tmp_path / "out" / ".heart1-abcdefgh.unfinished").mkdir()  # as one that is killed while it writes leaves

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,9 +22,9 @@ from models.convert import (
     upstream_to_named,
 )
 from models.ncsnpp import NCSNpp
+from tests.commands import ROOT, command
 from utils.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("GLDM_SHARED", ROOT.parent / "shared"))
 FIXTURES = ["ncsnpp_small.npz", "ncsnpp_tiny_centered.npz"]
 
@@ -267,9 +266,7 @@ def test_bad_published_files(published, damage, sentence):
 
 
 def convert(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "models.convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    return command("-m", "models.convert", *arguments, cwd=ROOT, succeeds=False)
 
 
 @pytest.mark.parametrize("name", FIXTURES)

@@ -19,7 +19,7 @@ from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, PrepareSettings
 from sampling import reconstruct
 
-OU = OUSettings(operator="llr", llr_iterations=60)
+OU = OUSettings(operator="llr", llr_iterations=30)
 
 
 def scan_of(coils, noise, frames=8, size=64, **more):
@@ -61,7 +61,7 @@ def test_orthonormal_transform_keeps_the_level_and_networks_count_per_channel():
 @pytest.mark.parametrize("noise", [0.0, 0.005, 0.01, 0.02, 0.05])
 def test_true_maps_are_silent_and_shifted_maps_are_not(noise):
     for shift, expected in ((0, False), (10, True)):
-        scan, simulated = scan_of(6, noise, noise_std=noise)
+        scan, simulated = scan_of(6, noise, frames=5, noise_std=noise)
         scan = Scan.from_arrays(scan.kspace, scan.mask, noise_std=noise, coil_maps=simulated.maps)
         problem = prepare(scan, PrepareSettings(virtual_coils=6))
         model = replace(problem.model, maps=torch.roll(problem.model.maps, shift, dims=2))

@@ -2,8 +2,6 @@
 
 import math
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +12,9 @@ from mri.formats import load_scan
 from mri.fourier import fft2c, ifft2c
 from mri.phantom import PhantomScan, make_coil_maps, make_heart, make_phantom, simulate_scan
 from mri.phase import smooth_phase
+from tests.commands import ROOT, command
 from utils.errors import InputError
 
-ROOT = Path(__file__).resolve().parents[2]
 SCENES = {"simple": make_phantom, "heart": make_heart}
 
 # [::5, 8::16, 8::16] of the magnitude of make_phantom(6, 64, 7), in thousandths
@@ -232,8 +230,7 @@ def test_phase_is_smooth_periodic_and_within_range():
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "mri.phantom", "--frames", "3", "--size", "64", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return command("-m", "mri.phantom", "--frames", 3, "--size", 64, *arguments, cwd=ROOT, succeeds=False)
 
 
 @pytest.mark.parametrize("scene", ["", *SCENES])

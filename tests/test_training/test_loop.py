@@ -15,7 +15,7 @@ import torch
 
 from mri.intake_settings import Intake
 from reconstruction.settings import OUSettings, PrepareSettings
-from tests.commands import ROOT, TINY, assert_one_sentence, command
+from tests.commands import ROOT, TINY, assert_one_sentence, begun, command
 from training import settings as parts
 from training.loop import Draws, Share, Training, seed_of
 from training.objectives import DenoisingScoreMatching
@@ -23,7 +23,7 @@ from training.processes import ALONE, Processes
 from utils.errors import InputError
 from utils.frame_file import append_frames, open_frames
 
-SCENES = ["--config.training.objective=synthetic", "--config.training.scenes=3", "--config.model.temporal"]
+SCENES = ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.model.temporal"]
 # two scans a part, narrow (lines) and whole (radial) ones, which are seen in passes of their own
 BATCH = ["--config.training.batch_size=16", "--config.training.scene_frames=2", "--config.training.columns=32"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -92,13 +92,13 @@ def test_a_killed_run_goes_on_bit_for_bit(objective, tmp_path):
     kept = tmp_path / "killed" / "global" / "checkpoints-meta" / "checkpoint.pth"
     before = -1
     for _ in range(2):
-        arguments = [sys.executable, str(ROOT / "main.py"), *flags, "--workdir=killed"]
-        process = subprocess.Popen(arguments, cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        process = begun("main.py", *flags, "--workdir=killed", cwd=tmp_path, told=tmp_path)
         while not kept.exists() or kept.stat().st_mtime_ns <= before:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         before = kept.stat().st_mtime_ns
     assert state(tmp_path / "killed")["step"] < 24
     assert "resuming" in command("main.py", *flags, "--workdir=killed", cwd=tmp_path).stdout
