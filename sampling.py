@@ -6,7 +6,6 @@ scale; the forward model A and the measurement y of a scan come from `reconstruc
 
 import time
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from models.prior import Prior, load_shipped
 from mri.fourier import fft2c, ifft2c
 from mri.holdout import hold_out_sets
 from mri.noise import chi
-from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
 from reconstruction.calibration import calibrate
@@ -26,13 +24,12 @@ from reconstruction.optimization_unit import (
     OptimizationUnit,
     OUResult,
     motion_schedule,
-    noise_left,
     run_optimization_unit,
     with_operator,
 )
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
-from reconstruction.uncertainty import error_map
+from reconstruction.uncertainty import likely_error
 from sde_lib import VESDE
 from utils.errors import InputError
 
@@ -134,7 +131,7 @@ class Reconstruction:
     start_seconds
         spent on the start and on the settings that the OU chooses.
     error_std
-        likely error, real, same shape and units; None without `sampling.samples`.
+        likely error, real, same shape and units; None where nothing was held out or view sharing is the result.
     maps
         complex64 `(virtual coils, height, width)`; ones for one coil.
     noise_std
@@ -259,18 +256,16 @@ def reconstruct_problem(
             if after_motion and all(prior.of_scenes for prior in priors):
                 bar.total = 2 * len(turns(motion_schedule(problem, result.settings.motion_steps), len(priors)))
                 x, schedule, without = cascade_in_turn(problem, priors, result, seed, bar)
-                passes = bar.n + sampling.samples
+                passes = bar.n
             else:
                 schedule, without = calibrate(problem, priors, result, after_motion, bar)
                 bar.total = bar.n + len(schedule.steps)
                 x = cascade(x, A, y, priors, schedule.steps, unit, periodic, log)
                 tested = priors if schedule.held_out else []
-                used = [priors[step.prior] for step in schedule.steps] + [priors[-1]] * sampling.samples
+                used = [priors[step.prior] for step in schedule.steps]
                 passes = sum(prior.passes for prior in [*used, *tested])
-            if sampling.samples:
-                left = schedule.remaining_error(priors)
-                last = partial(_denoise, priors[-1], A, periodic)
-                deviation = error_map(x, A, left, last, sampling.samples, generator, noise_left(problem, after_motion))
+        if without is not None and not result.is_start:
+            deviation = likely_error(x, without, problem.view_sharing())
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order)]
         notes += report_notes(problem, result, without)
@@ -291,10 +286,6 @@ def reconstruct_problem(
     return Reconstruction(
         image, start, start_seconds, error_std, problem.finished_maps(), noise_std, level, notes, log.steps, settings
     )  # fmt: skip
-
-
-def _denoise(prior: Prior, model: ForwardModel, periodic: bool, image: Tensor, sigma: float) -> Tensor:
-    return prior.denoise(image, model, sigma, periodic)
 
 
 def _start(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: int) -> OUResult:
@@ -343,8 +334,6 @@ def check_priors(sampling: SamplingSettings, priors: list[Prior]) -> None:
             f"{' and '.join(prior.path for prior in priors)} differ in their noise levels or in data_std; give GM "
             "and LM of one training."
         )
-    if sampling.sampler == "published" and sampling.samples:
-        raise InputError("sampling.samples, the error map, needs --sampler cascade.")
 
 
 def _mean_norm(x: Tensor) -> Tensor:

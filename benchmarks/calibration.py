@@ -1,7 +1,9 @@
 """Calibration of the error map: `python -m benchmarks.calibration --out DIR [--data FILE …]`.
 
-Reconstructs with posterior samples, sorts the pixels by their predicted error into ten groups of equal size, and
-compares in each group the root mean square of the prediction with that of the actual error. They should be equal.
+Reconstructs, sorts the pixels by their predicted error into ten groups of equal size, and compares in each group the
+root mean square of the prediction with that of the actual error. They should be equal. Also, of all pixels together:
+the rank correlation of prediction and error, and how surely the prediction finds the 5 % of the pixels with the largest
+error (area under the ROC curve; 0.5 is chance).
 """
 
 import argparse
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.stats
 import torch
 from matplotlib.ticker import NullFormatter
 from tqdm import tqdm
@@ -25,7 +28,8 @@ from utils.files import atomic_path, refuse_existing
 Tensor = torch.Tensor
 
 GROUPS = 10
-COLUMNS = ("scan", "pattern", "acceleration", "noise", "group", "predicted", "error")
+WORST = 0.05  # share of the pixels that a reader wants to be warned of
+COLUMNS = ("scan", "pattern", "acceleration", "noise", "group", "predicted", "error", "rank_correlation", "auc")
 
 
 def calibration(error_std: np.ndarray, error: np.ndarray) -> list[dict[str, float]]:
@@ -35,6 +39,16 @@ def calibration(error_std: np.ndarray, error: np.ndarray) -> list[dict[str, floa
         {"predicted": _rms(error_std.flat[group]), "error": _rms(error.flat[group])}
         for group in np.array_split(order, GROUPS)
     ]
+
+
+def agreement(error_std: np.ndarray, error: np.ndarray) -> dict[str, float]:
+    """Spearman's rank correlation, and the area under the ROC curve of finding the pixels of largest error."""
+    ranks = scipy.stats.rankdata(error_std)
+    worst = error.ravel() >= np.quantile(error, 1 - WORST)
+    count, rest = worst.sum(), (~worst).sum()
+    area = (ranks.ravel()[worst].sum() - count * (count + 1) / 2) / (count * rest)
+    correlation = np.corrcoef(ranks.ravel(), scipy.stats.rankdata(error).ravel())[0, 1]
+    return {"rank_correlation": float(correlation), "auc": float(area)}
 
 
 def image_error(image: Tensor, reference: Tensor, coils: int) -> Tensor:
@@ -80,7 +94,6 @@ def main() -> None:
     flags = parser.parse_args()
     config = scans.configuration(flags)
     config.sampling.sampler = "cascade"
-    config.sampling.samples = config.sampling.samples or 6
     if len(flags.seeds) > 1:
         raise InputError("--seeds: calibration uses a single seed; give one.")
     models, out = context_kind(scans.priors(flags)), Path(flags.out)
@@ -92,8 +105,11 @@ def main() -> None:
         result = reconstruct_problem(scan.problem, models, job.ou, job.sampling, seed)
         top = scan.reference.abs().max().item()
         error = image_error(result.image, scan.reference, scan.problem.model.coils)
-        groups = calibration(result.error_std.numpy() / top, error.numpy() / top)
-        rows += [{**case.columns(scan.name), "group": i + 1, **group} for i, group in enumerate(groups)]
+        if result.error_std is None:
+            raise InputError(f"{scan.name}: no likely error; the scan has too few samples to hold any out.")
+        predicted, actual = result.error_std.numpy() / top, error.numpy() / top
+        whole = {**case.columns(scan.name), **agreement(predicted, actual)}
+        rows += [{**whole, "group": i + 1, **group} for i, group in enumerate(calibration(predicted, actual))]
     write_csv(out / "calibration.csv", rows, COLUMNS)
     write_markdown(out / "calibration.md", rows, COLUMNS)
     picture(out / "calibration.png", rows)

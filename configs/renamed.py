@@ -45,6 +45,7 @@ REMOVED = {
     **{f"sampling.{name}": _FEW_STEPS for name in ("steps", "trust_levels", "trust_margin")},
     **{f"sampling.{name}": "the published sampler uses the range of noise levels that the networks were trained for"
        for name in ("sigma_max", "sigma_min")},
+    "sampling.samples": "the likely error is part of every result of the cascade now, at no cost",
     "sampling.churn": "fresh noise in the cascade never helped",
     "sampling.error_gain": "it is a constant of the calibration now, 1.25",
     "sampling.context_margin": "it is a constant of the calibration now, 0.005",

@@ -51,13 +51,6 @@ class Schedule:
     error_before: float = 0.0
     error_after: float = 0.0
 
-    def remaining_error(self, priors: list[Prior]) -> float:
-        """Standard deviation per real channel of the error that the priors leave, as in their training."""
-        left = ERROR_GAIN * self.error_std
-        for step in self.steps:
-            left *= 1 - step.step_size * (1 - priors[step.prior].remaining)
-        return left
-
 
 @dataclass(frozen=True)
 class HeldOutProblem:

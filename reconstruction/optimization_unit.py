@@ -13,6 +13,7 @@ from mri.holdout import HeldOut, hold_out_sets, improvement
 from mri.lowrank.along_motion import APART, TRACKINGS, Iterate, Schedule, motion_low_rank, shrink_tracks, track
 from mri.lowrank.hankel import HankelLowRank
 from mri.lowrank.locally import LocallyLowRank, fista_locally_low_rank
+from mri.masks import is_lines, lines_along_rows
 from reconstruction.prepare import Problem
 from reconstruction.settings import OUSettings
 from utils.errors import InputError
@@ -129,7 +130,10 @@ def motion_schedule(problem: Problem, steps: int = 0) -> Schedule:
     """Noise levels for low rank along the motion, down to the noise of images that agree with the samples."""
     share = problem.model.mask.double().mean().item()
     last = max(_last_noise(problem), LAST_OF_IMAGES * problem.noise_bound * math.sqrt(share))
-    return schedule_for(share, last, steps)
+    schedule = schedule_for(share, last, steps)
+    # single samples (radial) converge fast, and momentum then carries the images past them; lines need it to the end
+    scattered = not is_lines(lines_along_rows(problem.model.mask))
+    return replace(schedule, restart=schedule.steps // 2) if scattered else schedule
 
 
 def _last_noise(problem: Problem) -> float:
@@ -155,12 +159,6 @@ def put_back(problem: Problem) -> float:
     """
     share = min(1.0, CLEAN / max(_last_noise(problem), 1e-9)) ** 2
     return share if problem.noise_known else max(share, PUT_BACK_ESTIMATED)
-
-
-def noise_left(problem: Problem, along_motion: bool) -> float:
-    """σ per pixel of the noise that a result keeps with the samples that are put back: all, but along the motion."""
-    share = problem.model.mask.double().mean().item()
-    return (put_back(problem) if along_motion else 1.0) * problem.noise_std * math.sqrt(share)
 
 
 def expected_seconds(problem: Problem, settings: OUSettings) -> float:

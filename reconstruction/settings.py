@@ -59,7 +59,6 @@ class SamplingSettings(Settings):
 
     sampler: str = setting("published", "published: the paper's; cascade: GM, then LM, once each", choices=SAMPLERS)
     order: tuple = setting(MODELS, "the models of the cascade, in their order", choices=None)
-    samples: int = setting(0, "cascade: posterior samples for the error map; 0: no map", least=0)
     start: str = setting(
         "zero_filled", "published: what it starts from", choices=("zero_filled", "pseudo_reference")
     )
@@ -75,5 +74,3 @@ class SamplingSettings(Settings):
             raise InputError(f"sampling.order {tuple(self.order)} must name global, local or both.")
         if self.iterations > self.num_scales:
             raise InputError(f"sampling.iterations must be at most sampling.num_scales = {self.num_scales}.")
-        if self.samples == 1:
-            raise InputError("sampling.samples must be 0 or at least 2, not 1.")

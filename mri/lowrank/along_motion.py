@@ -224,11 +224,14 @@ class Schedule:
         ν, standard deviation per pixel in units of the scan's scale.
     steps
         from `first` to `last`.
+    restart
+        step at which the momentum begins anew; 0: at none.
     """
 
     first: float = 0.05
     last: float = 0.002
     steps: int = 40
+    restart: int = 0
 
     def noise(self, step: int) -> float:
         return self.first * (self.last / self.first) ** (step / max(self.steps - 1, 1))
@@ -285,6 +288,8 @@ def motion_low_rank(
     for step in range(first, schedule.steps):
         if step % max(APART, math.ceil(schedule.steps / TRACKINGS)) == 0:
             tracks = {}
+        if step == schedule.restart:
+            t = 1.0
         patch = patches[step % len(patches)]
         if patch not in tracks:
             tracks[patch] = track(image, patch, periodic)

@@ -181,7 +181,7 @@ def test_ablation(tmp_path, priors, monkeypatch, capsys):
 def test_calibration(tmp_path, context_priors, monkeypatch):
     out = tmp_path / "out"
     run_here(monkeypatch, calibration, "--size", 64, "--frames", 5, *checkpoints(context_priors), *FAST,
-             "--set", "sampling.samples=2", "--out", out)  # fmt: skip
+             "--out", out)  # fmt: skip
     names = {f"calibration.{end}" for end in ("csv", "md", "json", "png")}
     assert {path.name for path in out.iterdir()} == names
     columns, rows = table(out / "calibration.csv")

@@ -2,51 +2,49 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.calibration import calibration
-from mri.masks import make_mask
-from mri.operators import ForwardModel
-from reconstruction.uncertainty import aliased_variance, error_map
+from benchmarks.calibration import agreement, calibration
+from mri.scan import Scan
+from reconstruction.prepare import prepare
+from reconstruction.settings import OUSettings, SamplingSettings
+from reconstruction.uncertainty import likely_error
+from sampling import reconstruct_problem
+from tests.conftest import simple_scan
 
 
-def model_of(mask, coils):
-    """Coils with smooth, different phases and magnitudes."""
-    _, height, width = mask.shape
-    rows, columns = torch.linspace(-1, 1, height)[:, None], torch.linspace(-1, 1, width)
-    maps = torch.stack([torch.exp(1j * c * rows) * (1 + 0.5 * torch.cos(c + columns)) for c in range(coils)])
-    return ForwardModel(mask, (maps / maps.abs().square().sum(0).sqrt()).to(torch.complex64))
+def test_more_where_the_samples_do_not_decide_and_where_the_result_went_far():
+    generator = torch.Generator().manual_seed(0)
+    image, one, other = torch.randn(3, 4, 64, 64, dtype=torch.complex64, generator=generator)
+    without, start = image + 0.01 * one, image + 0.05 * other
+    even = likely_error(image, without, start)
+    assert even.shape == image.shape and 0.01 < even.mean() < 0.05
+    assert torch.allclose(likely_error(3 * image, 3 * without, 3 * start), 3 * even, rtol=1e-4)
+    without[..., 32:] += 0.03 * one[..., 32:]
+    assert likely_error(image, without, start)[..., 40:].mean() > 1.5 * even[..., 40:].mean()
+    start[..., 32:] += 0.2 * other[..., 32:]
+    assert likely_error(image, without, start)[..., 40:].mean() > 3 * even[..., 40:].mean()
 
 
-@pytest.mark.parametrize("coils", [1, 3])
-def test_more_where_the_denoiser_knows_less(coils):
-    """A denoiser that takes all noise off the left half and none off the right half."""
-    model = model_of(make_mask("uniform", (6, 64, 64), 4, 8), coils)
-    truth = torch.zeros(6, 64, 64, dtype=torch.complex64)
-
-    def denoise(image, sigma):
-        image = image.clone()
-        image[..., :32] = 0
-        return image
-
-    maps = [error_map(truth, model, 0.1, denoise, 4, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert torch.equal(maps[0], maps[1]) and not torch.equal(maps[0], maps[2])
-    assert maps[0].square().mean() == pytest.approx(2 * 0.1**2, rel=1e-3)
-    assert maps[0][..., 40:].mean() > 20 * maps[0][..., :24].mean()
+def test_the_likely_error_is_where_the_error_is(context_priors):
+    """Of a scan of another generator than the scenes of the fit."""
+    scan, reference = simple_scan(8, 64, "uniform", 8)
+    result = reconstruct_problem(
+        prepare(Scan.from_arrays(scan.kspace, scan.mask)), (None, None), OUSettings(),
+        SamplingSettings(sampler="cascade"),
+    )  # fmt: skip
+    error = (result.image - reference.image).abs().numpy()
+    found = agreement(result.error_std.numpy(), error)
+    assert found["rank_correlation"] > 0.4 and found["auc"] > 0.75
+    ratio = np.sqrt(np.mean(np.square(error))) / result.error_std.square().mean().sqrt().item()
+    assert 0.4 < ratio < 2.5
 
 
-@pytest.mark.parametrize("coils", [1, 3])
-def test_the_error_is_spread_as_mask_and_coils_spread_it(coils):
-    """Against samples: white noise in one place, of which what was measured is put right."""
-    model = model_of(make_mask("uniform", (3, 64, 48), 4, 4), coils)
-    scale = torch.zeros(3, 64, 48)
-    scale[:, 20:28, 10:20] = 0.3
-    rng = torch.Generator().manual_seed(0)
-    total = torch.zeros(3, 64, 48)
-    for _ in range(400):
-        noise = torch.view_as_complex(torch.randn(3, 64, 48, 2, generator=rng)) / 2**0.5
-        total += model.unmeasured(scale * noise).abs().square() / 400
-    expected = aliased_variance(scale.square(), model)
-    assert (expected - total).norm() < 0.1 * total.norm()
-    assert total[0, 20 + 16 : 28 + 16, 10:20].mean() > 0.001  # the ghost
+def test_agreement_of_known_maps():
+    rng = np.random.default_rng(0)
+    error = rng.uniform(0, 1, (4, 32, 32))
+    assert agreement(error**2, error) == {"rank_correlation": pytest.approx(1), "auc": pytest.approx(1)}
+    assert agreement(-error, error) == {"rank_correlation": pytest.approx(-1), "auc": pytest.approx(0)}
+    chance = agreement(rng.uniform(0, 1, error.shape), error)
+    assert abs(chance["rank_correlation"]) < 0.06 and abs(chance["auc"] - 0.5) < 0.1
 
 
 def test_calibration_of_a_known_error_map():
