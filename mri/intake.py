@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from mri.checks import image_remarks, measured_block, refuse_copied_lines
+from mri.checks import image_remarks, measured_block
 from mri.combined import refuse_combined_after_undersampling
+from mri.filled_lines import filled_lines, refuse_filled_lines
 from mri.formats import Stored, load_scan
 from mri.formats.array_scan import load_maps
 from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, scan_name
@@ -73,7 +74,7 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         return _simulated(intake, stored, gain)
     sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
     if stored.mask is None:
-        refuse_copied_lines(stored.data, str(path))
+        stored, sampled = _without_filled_lines(intake, stored, sampled)
         if (block := measured_block(sampled)) is not None:
             intake, stored, more_gain = replace(intake, block=block), *_block_of(stored, block)
             sampled, gain = sampled[(slice(None), *block)], gain * more_gain
@@ -106,6 +107,20 @@ def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Refer
     # the noise of the images themselves belongs to what is to be reconstructed
     kspace, level = fft2c(image.to(torch.complex64))[:, None], (data.noise_std or 0.0) * gain
     return _undersampled(intake, kspace, stored, Reference(image), str(stored), noise_std=level, remarks=tuple(remarks))
+
+
+def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Stored, Tensor]:
+    """The k-space and where it was measured: inside the mask of `mask.path` alone, where the rest was filled in."""
+    how = filled_lines(stored.data) if intake.mask.path else ""
+    if how:
+        mask, name = mask_to_apply(intake, (len(sampled), sampled.shape[1], sampled.shape[2]))
+        sampled = sampled & mask
+        said = f"{how}: only the samples in {name} are taken as measured"
+        stored = replace(
+            stored, data=torch.where(sampled[:, None], stored.data, 0), details=(*stored.details, said)
+        )  # fmt: skip
+    refuse_filled_lines(stored.data, str(stored.path))
+    return stored, sampled
 
 
 def _block_of(stored: Stored, block: tuple[slice, slice]) -> tuple[Stored, float]:

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from mri.filled_lines import filled_lines
 from mri.formats.arrays import IMAGE_NAMES
 from mri.fourier import ifft2c
 from utils.errors import InputError
@@ -79,10 +80,21 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         frames, coils = sorted(others, key=lambda i: _neighbour_difference(array, i))
         if _neighbour_difference(array, frames) < CLEAR * _neighbour_difference(array, coils):
             return coils
+        _refuse_filled(where, array, (frames, coils))
     raise InputError(
         f"{where} of shape {array.shape} has an ambiguous coil axis; set --coils_axis (and --frames_axis)."
-        ""
     )
+
+
+def _refuse_filled(where: str, array: np.ndarray, others: tuple[int, int]) -> None:
+    """Refuse k-space whose axes are not clear because its lines were filled in; `others` are frames and coils."""
+    kspace = torch.from_numpy(np.moveaxis(array, others, (0, 1)).astype(np.complex64))
+    kspace = kspace.reshape(*kspace.shape[:2], *(length for length in kspace.shape[2:] if length > 1))
+    if how := filled_lines(kspace) or filled_lines(kspace.transpose(0, 1)):
+        raise InputError(
+            f"{where}: {how}: k-space was filled in after the measurement. Export the measured samples alone, with "
+            "zeros elsewhere; or name them with --mask, and the axes with --coils_axis and --frames_axis."
+        )
 
 
 def _is_constant(sampled: np.ndarray, axis: int) -> bool:
