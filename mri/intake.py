@@ -139,7 +139,11 @@ def _block_of(stored: Stored, block: tuple[slice, slice]) -> tuple[Stored, float
 
 
 def _when_and_where(stored: Stored) -> dict[str, Any]:
-    return {"geometry": stored.geometry, "real_time": stored.real_time}
+    height = stored.data.shape[2]
+    geometry = stored.geometry.cropped_rows(height, cropped_matrix(height, stored.phase_oversampling))
+    return {
+        "geometry": geometry, "real_time": stored.real_time, "phase_oversampling": stored.phase_oversampling
+    }  # fmt: skip
 
 
 def _without_oversampling(stored: Stored, sampled: Tensor) -> Stored:
@@ -207,6 +211,7 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
         except InputError as error:
             problems.append(error)
     shape = (len(scan.kspace), *scan.matrix)
+    whole = (shape[0], scan.kspace.shape[2], shape[2])  # with phase oversampling
     shapes = []
     for reference in found:
         if reference.image is not None:
@@ -217,7 +222,7 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
             if coils not in (1, scan.coils):
                 problems.append(InputError(f"{path} has {coils} coils and the scan {scan.coils}; give the same coils."))
                 continue
-        if shapes[-1] == shape:
+        if shapes[-1] in (shape, whole):
             return reference
     if problems and not found or any("coils" in str(problem) for problem in problems):
         raise problems[0]

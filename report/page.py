@@ -171,8 +171,8 @@ def _speed(frame_time_ms: float | None) -> float:
 
 def _facts(scan: Scan, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The numbers of a scan at a glance."""
-    frames, height, width = scan.mask.shape
-    facts = [("frames", str(frames)), ("matrix", f"{height} × {width}"), ("coils", str(scan.coils))]
+    height, width = scan.matrix
+    facts = [("frames", str(len(scan.mask))), ("matrix", f"{height} × {width}"), ("coils", str(scan.coils))]
     geometry = scan.geometry
     if geometry.voxel_mm is not None:
         facts.append(("voxel", " × ".join(f"{size:.3g}" for size in geometry.voxel_mm) + " mm"))

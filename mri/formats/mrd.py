@@ -94,13 +94,15 @@ def read(path: Path, options: ReadOptions) -> Stored:
     oversampling = readouts.width / round(readouts.width / header.oversampling)
     if oversampling > 1:
         details.append(f"readout oversampled {oversampling:.3g} times")
-    if header.phase_oversampling > 1.01:
-        details.append(f"phase oversampling ({header.phase_oversampling:.3g}) is kept in the images")
+    phase_oversampling = readouts.height / round(readouts.height / header.phase_oversampling)
+    if phase_oversampling > 1:
+        details.append(f"phase encoding oversampled {phase_oversampling:.3g} times")
     if readouts.height > header.encoded_matrix[1] > 0:
         details.append(f"k-space has {readouts.height} lines around its centre, the header {header.encoded_matrix[1]}")
     return finished(
         finding, "kspace", details=details, noise=samples, mask=assembled.mask, averages=assembled.averages,
-        oversampling=oversampling, geometry=_geometry(header, heads, assembled, readouts, oversampling),
+        oversampling=oversampling, phase_oversampling=phase_oversampling,
+        geometry=_geometry(header, heads, assembled, readouts, oversampling),
         real_time=assembled.time == "repetition" and len(np.unique(heads["idx"]["phase"])) == 1,
     )  # fmt: skip
 
