@@ -148,6 +148,18 @@ def test_phase_oversampling_of_a_full_scan_and_its_reference(tmp_path, oversampl
         assert image.shape == truth.shape and (image - truth).norm() < 0.05 * truth.norm()
 
 
+@pytest.mark.parametrize(("time", "tr", "expected"), [("phase", 0, None), ("phase", 3, None), ("repetition", 3, 81)])
+def test_frame_times_of_other_vendors(tmp_path, oversampled, mask, time, tr, expected):
+    """Their time stamps have no known unit: TR alone says how long a frame takes."""
+    path = tmp_path / "scan.h5"
+    more = f"<sequenceParameters><TR>{tr}</TR></sequenceParameters>" if tr else ""
+    with Writer(path, vendor="GE MEDICAL SYSTEMS", more=more) as file:
+        file.scan(oversampled, mask, time=time)
+    stored = load_scan(path)
+    assert stored.geometry.frame_time_ms == expected and stored.geometry.frame_times_ms is None  # 28, 26, 26, 28 lines
+    assert ("time stamps of ge medical systems have no known unit" in str(stored)) == (expected is None)
+
+
 def test_a_partial_echo_stays_unsampled_and_is_cropped(tmp_path, oversampled, coil_images, mask):
     path = tmp_path / "scan.h5"
     with Writer(path) as file:
