@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mri.formats.arrays import SCAN_NAMES, choose_array, read_arrays
+from mri.formats.arrays import SCAN_NAMES, choose_array, last_part, read_arrays
 from mri.formats.checksum import sha256
 from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name, slice_axis
 from mri.formats.stored import Finding, ReadOptions, Stored, choose_slice, finished
@@ -32,7 +32,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     scan = finished(finding, kind, options.dc, how_kind_is_known(key, options.kind, array))
     if scan.kind != "kspace":
         return scan
-    noise, image, beside = _beside(path, variables, tuple(scan.data.shape))
+    noise, image, beside = _beside(path, variables, key, tuple(scan.data.shape))
     return replace(scan, noise=noise, image=image, details=(*scan.details, *beside))
 
 
@@ -93,7 +93,7 @@ def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tu
     """Coil maps of a file: complex64 `(coils, height, width)`, and what was found. The coil axis may be the last."""
     path = Path(path)
     variables, _ = read_arrays(path, key, ("maps",))
-    named = [name for name in variables if name.split("/")[-1].lower() in ("maps", "sens", "csm", "coil_maps")]
+    named = [name for name in variables if last_part(name) in ("maps", "sens", "csm", "coil_maps")]
     key = key or (named[0] if len(named) == 1 else choose_array(path, variables, None, (), least_axes=3))
     stored = np.squeeze(variables[key])
     if stored.ndim != 3:
@@ -107,15 +107,19 @@ def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tu
 
 
 def _beside(
-    path: Path, variables: dict[str, np.ndarray], shape: tuple[int, ...]
+    path: Path, variables: dict[str, np.ndarray], key: str, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[str]]:
-    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them."""
+    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them.
+
+    Beside the variable `data.kspace` lie `data.noise` and `data.image`.
+    """
     frames, coils, height, width = shape
     samples = truth = None
     said = []
-    noise, image = variables.get("noise"), variables.get("image")
+    place = key[: len(key) - len(last_part(key))]
+    noise, image, maps = (variables.get(place + name) for name in ("noise", "image", "maps"))
     if noise is not None:
-        where, noise = f"variable 'noise' {noise.shape}", np.squeeze(noise)
+        where, noise = f"variable '{place}noise' {noise.shape}", np.squeeze(noise)
         noise = noise[None] if noise.ndim == 1 and coils == 1 else noise
         turned = noise.ndim == 2 and noise.shape[0] != coils and noise.shape[1] == coils
         noise = noise.T if turned else noise
@@ -128,9 +132,9 @@ def _beside(
         said.append(f"noise samples: {where}{', its axes exchanged' if turned else ''}")
     if image is not None and image.shape == (frames, height, width):
         truth = torch.from_numpy(image.astype(np.complex64))
-        said.append("reference: the file's variable 'image'")
-    if coils > 1 and "maps" in variables:
-        said.append(f"variable 'maps' {variables['maps'].shape} is not used; --maps {path} uses it")
+        said.append(f"reference: the file's variable '{place}image'")
+    if coils > 1 and maps is not None:
+        said.append(f"variable '{place}maps' {maps.shape} is not used; --maps {path} uses it")
     return samples, truth, said
 
 

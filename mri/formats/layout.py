@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from mri.filled_lines import filled_lines
-from mri.formats.arrays import IMAGE_NAMES
+from mri.formats.arrays import IMAGE_NAMES, last_part
 from mri.fourier import ifft2c
 from utils.errors import InputError
 
@@ -204,8 +204,9 @@ def frames_first(where: str, array: np.ndarray, axis: int | None) -> tuple[np.nd
 
 def kind_by_name(key: str) -> str | None:
     """'kspace' or 'image' where the variable's name says so."""
-    name = key.split("/")[-1].lower()
-    return "kspace" if "ksp" in name else "image" if name in IMAGE_NAMES else None
+    if last_part(key) in IMAGE_NAMES:
+        return "image"
+    return "kspace" if "ksp" in key.split("/")[-1].lower() else None
 
 
 def how_kind_is_known(key: str, asked: str | None, array: np.ndarray) -> str:
