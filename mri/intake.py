@@ -15,7 +15,7 @@ from mri.combined import refuse_combined_after_undersampling
 from mri.filled_lines import filled_lines, refuse_filled_lines
 from mri.formats import Stored, load_scan
 from mri.formats.array_scan import load_maps
-from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, scan_name
+from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, result_names, scan_name
 from mri.fourier import fft2c, ifft2c
 from mri.intake_settings import Intake
 from mri.oversampling import crop_readout, cropped_matrix
@@ -172,7 +172,8 @@ def scan_files(path: str | os.PathLike, beside: Sequence[str] = ()) -> list[Path
     files = [file for file in files if file.resolve() not in others]
     if not files:
         raise InputError(f"{path} holds no scan; put {', '.join(SCAN_SUFFIXES)} files there.")
-    twins = [f.name for f in files if sum(scan_name(f) == scan_name(other) for other in files) > 1]
+    names = result_names(files)
+    twins = [file.name for file, name in zip(files, names, strict=True) if names.count(name) > 1]
     if twins:
         raise InputError(f"{path}: {' and '.join(twins)} would share one folder of results; rename all but one.")
     return files
