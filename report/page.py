@@ -75,7 +75,8 @@ def _write_report(
         the contents of `config.json`.
     """
     notes = list(record["notes"])
-    warnings = [note.removeprefix("warning: ") for note in notes if note.startswith("warning: ")]
+    found = str(scan).splitlines()
+    warnings = [note.removeprefix("warning: ") for note in (*found, *notes) if note.startswith("warning: ")]
     quality = [note for note in notes if note.startswith(QUALITY)]
     settings = flat(
         {
@@ -89,7 +90,10 @@ def _write_report(
         name=scan.name,
         facts=_facts(scan, record),
         warnings=warnings,
-        found=[*str(scan).splitlines(), *(["reference: " + record["reference"]] if record["reference"] else [])],
+        found=[
+            *(line for line in found if not line.startswith("warning: ")),
+            *(["reference: " + record["reference"]] if record["reference"] else []),
+        ],
         decided=[note for note in notes if not note.startswith(("warning: ", *QUALITY))],
         quality=quality,
         held_out=any(note.startswith(QUALITY[0]) for note in quality),
