@@ -39,7 +39,10 @@ def record(notes=tuple(NOTES), **more):
     }  # fmt: skip
 
 
-def write(path, frames=4, height=48, width=32, *, coils=3, reference=True, deviation=True, geometry=None, notes=NOTES, found=""):
+def write(
+    path, frames=4, height=48, width=32, *, coils=3, reference=True, deviation=True, geometry=None, notes=NOTES,
+    found="",
+):  # fmt: skip
     names = ("zero_filled", "global_merge", "nearest_merge", "ou_only", "gldm")
     images = {name: series(frames, height, width, seed) for seed, name in enumerate(names)}
     mask = torch.zeros(frames, height, width, dtype=torch.bool)

@@ -24,6 +24,7 @@ NO_IMAGE = {
     20: "calibration", 23: "navigator", 24: "phase correction", 26: "feedback", 27: "dummy", 28: "real-time feedback",
     29: "surface coil correction", 30: "phase stabilization", 31: "phase stabilization",
 }  # fmt: skip
+MOST_PHASE_OVERSAMPLING = 4.0
 SIEMENS, SIEMENS_TICK_MS = "siemens", 2.5  # of the time stamps; the format does not say what other vendors have
 
 
@@ -94,7 +95,13 @@ def read(path: Path, options: ReadOptions) -> Stored:
     oversampling = readouts.width / round(readouts.width / header.oversampling)
     if oversampling > 1:
         details.append(f"readout oversampled {oversampling:.3g} times")
-    phase_oversampling = readouts.height / round(readouts.height / header.phase_oversampling)
+    phase_oversampling = readouts.height / round(readouts.height / min(header.phase_oversampling, readouts.height))
+    if phase_oversampling > MOST_PHASE_OVERSAMPLING:
+        details.append(
+            f"warning: the header has a field of view along the phase encoding {phase_oversampling:.3g} times that of "
+            "the images, which is not believed; the images are not cropped. Correct the header."
+        )
+        phase_oversampling = 1.0
     if phase_oversampling > 1:
         details.append(f"phase encoding oversampled {phase_oversampling:.3g} times")
     geometry = _geometry(header, heads, assembled, readouts, oversampling)

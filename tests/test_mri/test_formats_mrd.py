@@ -130,6 +130,10 @@ def test_phase_oversampling_is_cropped_from_the_finished_images(tmp_path, oversa
     truth = coil_images.abs().square().sum(dim=1).sqrt()[:, 12:52]
     assert image.shape == truth.shape and problem.finished_maps().shape[1:] == truth.shape[1:]
     assert (image.abs() - truth).norm() < 0.2 * truth.norm()
+    with Writer(tmp_path / "wrong.h5", fov=19.2) as file:  # in cm
+        file.scan(oversampled, mask)
+    wrong, _ = scan_from_file(Intake(), tmp_path / "wrong.h5")
+    assert wrong.matrix == (SIZE, SIZE) and "warning: the header has a field of view" in str(wrong)
     half, _ = scan_from_file(Intake(DataSettings(size=32)), path)
     assert half.matrix == (32, 32) and half.kspace.shape[2] == 51
 
