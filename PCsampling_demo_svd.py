@@ -152,7 +152,7 @@ def reconstruct_one(job: Job, priors: Priors) -> None:
     print(scan)
     folder = Path(FLAGS.out) if FLAGS.out else lambda: numbered_folder("result")
     out, rows, notes = run_lib.reconstruct_scan(scan, job, priors, folder, reference)
-    print(summary(out, rows, notes))
+    print(summary(out, rows, [*str(scan).splitlines(), *notes]))
 
 
 def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None:
@@ -171,7 +171,7 @@ def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None
             print(scan)
             kept = None if FLAGS.no_reference else reference
             folder, rows, notes = run_lib.reconstruct_scan(scan, one, priors, out / f"slice_{index:02d}", kept)
-            print(summary(folder, rows, notes))
+            print(summary(folder, rows, [*str(scan).splitlines(), *notes]))
         except InputError as error:
             failures += 1
             print(f"slice {index} is left out: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ import torch
 
 from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
-from mri.formats.detect import scan_name
+from mri.formats.detect import result_names
 from mri.formats.export import patient_header, write_series
 from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
@@ -291,8 +291,9 @@ def reconstruct_folder(
     out.mkdir(parents=True, exist_ok=True)
     # with overwrite a finished scan does not show that it is done: then the scans are dealt
     failures: dict[str, str] = {}
-    for source in sources[rank::count] if overwrite else sources:
-        name = _name(source)
+    names = result_names(sources)
+    scans = list(zip(sources, names, strict=True))
+    for source, name in scans[rank::count] if overwrite else scans:
         with _claim(out, name, wait=overwrite) as mine:
             if not mine:
                 continue
@@ -309,15 +310,15 @@ def reconstruct_folder(
                 failures[name] = str(error)
                 print(f"left out: {error}", file=sys.stderr)
     own_failures = len(failures)
-    failures = _wait_for_others(out, sources, failures)
+    failures = _wait_for_others(out, names, failures)
     if rank == 0:
         try:
-            done = [_name(source) for source in sources if is_done(out / _name(source), source, job, priors)]
+            done = [name for source, name in scans if is_done(out / name, source, job, priors)]
         except InputError:  # said above; scores of two requests do not belong in one table
             print(f"the table in {out} was not updated: some scans there were reconstructed with other settings")
         else:
             print(write_table(out, done))
-        write_index(out, [_name(source) for source in sources], failures)
+        write_index(out, names, failures)
         print(f"report: {out / 'index.html'}")
     if own_failures:
         raise InputError(f"{own_failures} of {len(sources)} scans left out, each named above.")
@@ -343,16 +344,12 @@ def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
     differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     if differing:
         raise InputError(
-            f"{folder} holds a reconstruction of {_name(source)} with another {', '.join(differing)}; {mend}."
+            f"{folder} holds a reconstruction of {folder.name} with another {', '.join(differing)}; {mend}."
         )
     return True
 
 
-def _name(source: Path | int) -> str:
-    return f"heart{source}" if isinstance(source, int) else scan_name(source)
-
-
-def _wait_for_others(out: Path, sources: Sequence[Path | int], failures: dict[str, str]) -> dict[str, str]:
+def _wait_for_others(out: Path, names: Sequence[str], failures: dict[str, str]) -> dict[str, str]:
     """Wait until no process, of this `torchrun` or started by hand, works on one of the scans.
 
     Returns
@@ -364,8 +361,8 @@ def _wait_for_others(out: Path, sources: Sequence[Path | int], failures: dict[st
             each = [failures] * torch.distributed.get_world_size()
             torch.distributed.all_gather_object(each, failures)
             failures = {name: reason for one in each for name, reason in one.items()}
-    for source in sources:
-        with _claim(out, _name(source), wait=True):
+    for name in names:
+        with _claim(out, name, wait=True):
             pass
     return failures
 

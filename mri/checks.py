@@ -23,7 +23,6 @@ NEGATIVE, DEEP = 0.01, 0.02  # share of the voxels, and of the largest value, fr
 CLIPPED = 0.005  # share of the voxels of integer images at their largest value
 AT_THE_EDGE = 3.0  # brightness of the outer eighth over that of the middle half
 AROUND = -0.2  # mean of cos(2π r/N) over the energy, along both axes: positive in the middle, -1 at the edges
-COPIED_LINES = 0.05  # share of the lines, from which copies of a neighbouring frame are no chance
 PADDING = 4  # lines of zeros at the outside that are worth cropping
 
 
@@ -107,38 +106,6 @@ def edge_remarks(mean: Tensor) -> list[str]:
         "warning: the object lies across the edges of the image, as after a Fourier transform without fftshift (or "
         "with k-space of alternating sign); shift the images by half their size"
     ]
-
-
-def refuse_copied_lines(kspace: Tensor, where: str) -> None:
-    """Refuse k-space `(frames, coils, ky, kx)` whose lines were filled in from neighbouring frames.
-
-    Raises
-    ------
-    InputError
-        where lines equal those of a neighbouring frame, or the mean of both, and whole frames do not.
-    """
-    for axis, name in ((-1, "lines"), (-2, "columns")):
-        held = (kspace != 0).any(dim=axis).any(dim=1)  # (frames, lines)
-        before = (kspace == torch.roll(kspace, 1, 0)).all(dim=axis).all(dim=1) & held
-        whole = (before | ~held).all(dim=1)
-        copied = before[1:][~whole[1:]]
-        mean = (torch.roll(kspace, 1, 0) + torch.roll(kspace, -1, 0)) / 2
-        error = (kspace - mean).abs().square().sum(dim=axis).sum(dim=1)
-        power = kspace.abs().square().sum(dim=axis).sum(dim=1)
-        between = ((error < 1e-10 * power) & held)[1:-1][~(whole[1:-1] | whole[2:])]
-        lengthwise = 2 if axis == -1 else 3  # along ky or kx
-        beside = (kspace == torch.roll(kspace, 1, lengthwise)).all(dim=axis).all(dim=1) & held
-        kinds = (
-            (copied, "equal those of the frame before"), (between, "are the mean of both neighbouring frames"),
-            (beside, "equal the line beside them"),
-        )  # fmt: skip
-        for lines, what in kinds:
-            share = lines.double().mean().item() if lines.numel() else 0.0
-            if share > COPIED_LINES:
-                raise InputError(
-                    f"{where}: {share:.0%} of the k-space {name} {what}, value by value: k-space was filled in after "
-                    "the measurement. Export the measured samples alone, with zeros elsewhere."
-                )
 
 
 def measured_block(sampled: Tensor) -> tuple[slice, slice] | None:

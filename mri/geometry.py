@@ -89,6 +89,13 @@ class Geometry:
             position = (float(moved[0]), float(moved[1]), float(moved[2]))
         return replace(self, voxel_mm=(rows, columns, self.voxel_mm[2]), position_mm=position)
 
+    def cropped_rows(self, held: int, now: int) -> "Geometry":
+        """The geometry of the central `now` of `held` rows, whose size stays; row n//2 stays where it is."""
+        if self.position_mm is None or self.orientation is None or self.voxel_mm is None or held == now:
+            return self
+        moved = np.array(self.position_mm) + (held // 2 - now // 2) * self.voxel_mm[0] * np.array(self.orientation[3:])
+        return replace(self, position_mm=(float(moved[0]), float(moved[1]), float(moved[2])))
+
     def first_frames(self, index: list[int]) -> "Geometry":
         """The geometry of the frames in `index`; times of frames that are repeated are not kept."""
         times = self.frame_times_ms

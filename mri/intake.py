@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
-from mri.checks import image_remarks, measured_block, refuse_copied_lines
+from mri.checks import image_remarks, measured_block
 from mri.combined import refuse_combined_after_undersampling
+from mri.filled_lines import filled_lines, refuse_filled_lines
 from mri.formats import Stored, load_scan
 from mri.formats.array_scan import load_maps
-from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, scan_name
+from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, result_names, scan_name
 from mri.fourier import fft2c, ifft2c
 from mri.intake_settings import Intake
 from mri.oversampling import crop_readout, cropped_matrix
@@ -73,7 +74,7 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         return _simulated(intake, stored, gain)
     sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
     if stored.mask is None:
-        refuse_copied_lines(stored.data, str(path))
+        stored, sampled = _without_filled_lines(intake, stored, sampled)
         if (block := measured_block(sampled)) is not None:
             intake, stored, more_gain = replace(intake, block=block), *_block_of(stored, block)
             sampled, gain = sampled[(slice(None), *block)], gain * more_gain
@@ -108,6 +109,20 @@ def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Refer
     return _undersampled(intake, kspace, stored, Reference(image), str(stored), noise_std=level, remarks=tuple(remarks))
 
 
+def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Stored, Tensor]:
+    """The k-space and where it was measured: inside the mask of `mask.path` alone, where the rest was filled in."""
+    how = filled_lines(stored.data) if intake.mask.path else ""
+    if how:
+        mask, name = mask_to_apply(intake, (len(sampled), sampled.shape[1], sampled.shape[2]))
+        sampled = sampled & mask
+        said = f"{how}: only the samples in {name} are taken as measured"
+        stored = replace(
+            stored, data=torch.where(sampled[:, None], stored.data, 0), details=(*stored.details, said)
+        )  # fmt: skip
+    refuse_filled_lines(stored.data, str(stored.path))
+    return stored, sampled
+
+
 def _block_of(stored: Stored, block: tuple[slice, slice]) -> tuple[Stored, float]:
     """K-space without the zeros around the block that was measured, and the gain that keeps image intensities."""
     height, width = stored.data.shape[2:]
@@ -124,7 +139,11 @@ def _block_of(stored: Stored, block: tuple[slice, slice]) -> tuple[Stored, float
 
 
 def _when_and_where(stored: Stored) -> dict[str, Any]:
-    return {"geometry": stored.geometry, "real_time": stored.real_time}
+    height = stored.data.shape[2]
+    geometry = stored.geometry.cropped_rows(height, cropped_matrix(height, stored.phase_oversampling))
+    return {
+        "geometry": geometry, "real_time": stored.real_time, "phase_oversampling": stored.phase_oversampling
+    }  # fmt: skip
 
 
 def _without_oversampling(stored: Stored, sampled: Tensor) -> Stored:
@@ -153,7 +172,8 @@ def scan_files(path: str | os.PathLike, beside: Sequence[str] = ()) -> list[Path
     files = [file for file in files if file.resolve() not in others]
     if not files:
         raise InputError(f"{path} holds no scan; put {', '.join(SCAN_SUFFIXES)} files there.")
-    twins = [f.name for f in files if sum(scan_name(f) == scan_name(other) for other in files) > 1]
+    names = result_names(files)
+    twins = [file.name for file, name in zip(files, names, strict=True) if names.count(name) > 1]
     if twins:
         raise InputError(f"{path}: {' and '.join(twins)} would share one folder of results; rename all but one.")
     return files
@@ -192,6 +212,7 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
         except InputError as error:
             problems.append(error)
     shape = (len(scan.kspace), *scan.matrix)
+    whole = (shape[0], scan.kspace.shape[2], shape[2])  # with phase oversampling
     shapes = []
     for reference in found:
         if reference.image is not None:
@@ -202,7 +223,7 @@ def reference_from_file(intake: Intake, path: str, key: str | None, scan: Scan) 
             if coils not in (1, scan.coils):
                 problems.append(InputError(f"{path} has {coils} coils and the scan {scan.coils}; give the same coils."))
                 continue
-        if shapes[-1] == shape:
+        if shapes[-1] in (shape, whole):
             return reference
     if problems and not found or any("coils" in str(problem) for problem in problems):
         raise problems[0]

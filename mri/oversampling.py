@@ -1,4 +1,4 @@
-"""Removing the readout oversampling of k-space, also where the echo is partial."""
+"""Removing the oversampling: of the readout from k-space, also where the echo is partial; of the phase from images."""
 
 import torch
 
@@ -10,8 +10,14 @@ DAMPING = 1e-3  # of the least squares of a partial echo; a bias of 0.1 % of the
 
 
 def cropped_matrix(width: int, oversampling: float) -> int:
-    """Samples of the readout without its oversampling."""
+    """Samples along an axis without its oversampling."""
     return round(width / oversampling)
+
+
+def crop_rows(images: Tensor, rows: int) -> Tensor:
+    """The central rows of images `(..., height, width)`, their centre height//2 at rows//2."""
+    first = images.shape[-2] // 2 - rows // 2
+    return images[..., first : first + rows, :]
 
 
 def crop_readout(kspace: Tensor, mask: Tensor, oversampling: float) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ MOST_CYCLES = 16  # a scan is repeated to make a longer one; more than this is a
 def resized(stored: Stored, frames: int, size: int) -> tuple[Stored, float]:
     """The frames and the centre of k-space that are asked for (0: all), and the gain of k-space that goes with it.
 
-    With oversampling `size` counts the samples without it, and the oversampled readout is cropped in proportion.
+    With oversampling `size` counts the samples without it, and the oversampled axes are cropped in proportion.
 
     Raises
     ------
@@ -42,29 +42,29 @@ def resized(stored: Stored, frames: int, size: int) -> tuple[Stored, float]:
         mask, averages = (None if one is None else one[index] for one in (mask, averages))
         geometry = geometry.first_frames(index.tolist())
         found += f"; its first {wanted} frames" if wanted <= held else f"; its cycle repeated to {wanted}"
-    height, full_width = values.shape[-2:]
-    width = cropped_matrix(full_width, stored.oversampling)
-    oversampling = stored.oversampling
+    full_height, full_width = values.shape[-2:]
+    oversampling, phase_oversampling = stored.oversampling, stored.phase_oversampling
+    height, width = cropped_matrix(full_height, phase_oversampling), cropped_matrix(full_width, oversampling)
     if size and (size, size) != (height, width):
         if size > min(height, width) or size % 2:
             raise InputError(f"{stored.path}: --size {size} must be even and at most the scan's {height}×{width}.")
-        wide = round(size * oversampling)
-        oversampling = wide / size
-        gain = (size * wide / (height * full_width)) ** 0.5  # image intensities stay
+        tall, wide = round(size * phase_oversampling), round(size * oversampling)
+        oversampling, phase_oversampling = wide / size, tall / size
+        gain = (tall * wide / (full_height * full_width)) ** 0.5  # image intensities stay
         if stored.kind == "kspace":
-            values = cropped(values, size, wide) * gain
+            values = cropped(values, tall, wide) * gain
         else:
-            values = ifft2c(cropped(fft2c(values), size, size) * gain)
+            values = ifft2c(cropped(fft2c(values), tall, size) * gain)
             if stored.kind == "magnitude":
                 values = values.abs().to(torch.complex64)
         if image is not None:
-            image = ifft2c(cropped(fft2c(image), size, size) * gain)
-        mask, averages = (None if one is None else cropped(one, size, wide) for one in (mask, averages))
-        geometry = geometry.resampled((height, width), (size, size))
+            image = ifft2c(cropped(fft2c(image), tall, size) * gain)
+        mask, averages = (None if one is None else cropped(one, tall, wide) for one in (mask, averages))
+        geometry = geometry.resampled((full_height, width), (tall, size))
         found += f"; the centre of its k-space cropped to {size}×{size}"
     return replace(
         stored, data=values, image=image, found=found, mask=mask, averages=averages, geometry=geometry,
-        oversampling=oversampling,
+        oversampling=oversampling, phase_oversampling=phase_oversampling,
     ), gain  # fmt: skip
 
 

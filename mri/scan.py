@@ -45,6 +45,9 @@ class Scan:
         complex64 `(coils, height, width)` of the coils as stored; None to estimate them.
     readout_oversampling
         factor by which the readout, kx, is oversampled; `reconstruction.prepare` crops it.
+    phase_oversampling
+        factor by which the field of view along ky exceeds the prescribed one; the finished images are cropped to that,
+        k-space is not: aliasing along ky is resolved in the whole field of view.
     real_time
         whether the frames follow each other in time and are not the phases of one heartbeat.
     remarks
@@ -58,6 +61,7 @@ class Scan:
     averages: Tensor | None = None
     coil_maps: Tensor | None = None
     readout_oversampling: float = 1.0
+    phase_oversampling: float = 1.0
     real_time: bool = False
     remarks: tuple[str, ...] = ()
     geometry: Geometry = field(default_factory=Geometry)
@@ -73,9 +77,9 @@ class Scan:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Height and width of the images."""
+        """Height and width of the finished images."""
         height, width = self.kspace.shape[2:]
-        return height, cropped_matrix(width, self.readout_oversampling)
+        return cropped_matrix(height, self.phase_oversampling), cropped_matrix(width, self.readout_oversampling)
 
     def without_oversampling(self) -> "Scan":
         """The scan of the central field of view along the readout."""

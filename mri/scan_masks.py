@@ -61,7 +61,7 @@ def mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tupl
     missing = _unmeasured(mask, sampled)
     if missing > LEFT_OUT and (mask == mask[0]).all() and not (sampled == sampled[0]).all():
         same = [i for i in range(len(mask)) if torch.equal(mask[i], sampled[i])]
-        whose = f"the mask of frame {same[0]} alone" if same else "one mask for all frames"
+        whose = f"the mask of frame {same[0]} alone (counting from 0)" if same else "one mask for all frames"
         raise InputError(
             f"{name} is {whose}, and {stored.path} was sampled otherwise from frame to frame; leave out --mask to find "
             "the mask from the zeros, or give it with all frames."

@@ -11,6 +11,7 @@ from mri.fourier import ifft2c
 from mri.masks import lines_along_rows
 from mri.noise import estimate_noise_std, std_of
 from mri.operators import ForwardModel
+from mri.oversampling import crop_rows
 from mri.scan import Reference, Scan
 from mri.view_sharing import looks_periodic, share_views, temporal_mean
 from reconstruction.settings import PrepareSettings
@@ -41,6 +42,8 @@ class Problem:
         σ as estimated from the scan, which contains noise of simulated images, too: an upper bound.
     turned
         whether rows and columns of the scan are exchanged here.
+    rows
+        of the finished images, in the scan's orientation: fewer than the model has where the phase was oversampled.
     matrix
         complex64 `(virtual coils, coils)`: whitening and compression of the scan's coils.
     notes
@@ -55,6 +58,7 @@ class Problem:
     noise_known: bool
     noise_bound: float
     turned: bool
+    rows: int
     matrix: Tensor
     notes: tuple[str, ...]
 
@@ -85,12 +89,12 @@ class Problem:
     def finished(self, image: Tensor) -> Tensor:
         """An image of the problem in the input's units and orientation, on the CPU."""
         image = (image * self.scale).cpu()
-        return image.mT.contiguous() if self.turned else image
+        return crop_rows(image.mT if self.turned else image, self.rows).contiguous()
 
     def finished_maps(self) -> Tensor:
         """The maps in the input's orientation, on the CPU."""
         maps = self.model.maps.cpu()
-        return maps.mT.contiguous() if self.turned else maps
+        return crop_rows(maps.mT if self.turned else maps, self.rows).contiguous()
 
     def reference_image(self, reference: Reference) -> Tensor:
         """The fully sampled images, in the input's units: `(frames, height, width)`.
@@ -98,6 +102,9 @@ class Problem:
         Of several coils the root of the sum of squares of the same whitened, compressed coils, less the mean power of
         their noise where it is known, which would brighten the background.
         """
+        return crop_rows(self._reference_image(reference), self.rows)
+
+    def _reference_image(self, reference: Reference) -> Tensor:
         if reference.image is not None:
             return reference.image
         if reference.kspace is None:
@@ -137,6 +144,12 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
             f"{scan.matrix[1]}"
         )
         scan = scan.without_oversampling()
+    rows = scan.matrix[0]
+    if scan.phase_oversampling != 1:
+        notes.append(
+            f"phase oversampling ({scan.phase_oversampling:.3g}): the finished images are cropped from "
+            f"{scan.kspace.shape[2]} rows to {rows}"
+        )
     notes += more + scan.check()
     turned = lines_along_rows(scan.mask) is not scan.mask
     if turned:
@@ -178,7 +191,8 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     else:
         notes.append("noise: none")
     return Problem(
-        model, kspace / scale, scale, periodic, noise_std / scale, known, estimate / scale, turned, matrix, tuple(notes)
+        model, kspace / scale, scale, periodic, noise_std / scale, known, estimate / scale, turned, rows, matrix,
+        tuple(notes),
     )  # fmt: skip
 
 

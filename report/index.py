@@ -46,13 +46,16 @@ def _row(out: Path, name: str) -> dict[str, Any]:
         rows = csv.DictReader((out / name / "metrics.csv").read_text().splitlines())
         ours = next(row for row in rows if row["method"] == "gldm")
         scores = {column: cell(float(ours[column]), column) for column in SCORES}
+    found = record["scan"].splitlines()
     return {
         "name": name,
         "link": quote(f"{name}/report.html") if (out / name / "report.html").is_file() else None,
         "picture": thumbnail(np.abs(series[len(series) // 3]), dy / dx),
         "shape": "{} frames, {} × {}".format(*series.shape),
-        "found": record["scan"].splitlines(),
-        "warnings": [note.removeprefix("warning: ") for note in record["notes"] if note.startswith("warning: ")],
+        "found": found,
+        "warnings": [
+            note.removeprefix("warning: ") for note in (*found, *record["notes"]) if note.startswith("warning: ")
+        ],
         "chi": "–" if chi is None else f"{chi:.2f}",
         "snr": f"{record['snr']:.0f}" if np.isfinite(record["snr"]) else "no noise",
         **{column: scores.get(column, "–") for column in SCORES},

@@ -75,7 +75,8 @@ def _write_report(
         the contents of `config.json`.
     """
     notes = list(record["notes"])
-    warnings = [note.removeprefix("warning: ") for note in notes if note.startswith("warning: ")]
+    found = str(scan).splitlines()
+    warnings = [note.removeprefix("warning: ") for note in (*found, *notes) if note.startswith("warning: ")]
     quality = [note for note in notes if note.startswith(QUALITY)]
     settings = flat(
         {
@@ -89,7 +90,10 @@ def _write_report(
         name=scan.name,
         facts=_facts(scan, record),
         warnings=warnings,
-        found=[*str(scan).splitlines(), *(["reference: " + record["reference"]] if record["reference"] else [])],
+        found=[
+            *(line for line in found if not line.startswith("warning: ")),
+            *(["reference: " + record["reference"]] if record["reference"] else []),
+        ],
         decided=[note for note in notes if not note.startswith(("warning: ", *QUALITY))],
         quality=quality,
         held_out=any(note.startswith(QUALITY[0]) for note in quality),
@@ -171,8 +175,8 @@ def _speed(frame_time_ms: float | None) -> float:
 
 def _facts(scan: Scan, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The numbers of a scan at a glance."""
-    frames, height, width = scan.mask.shape
-    facts = [("frames", str(frames)), ("matrix", f"{height} × {width}"), ("coils", str(scan.coils))]
+    height, width = scan.matrix
+    facts = [("frames", str(len(scan.mask))), ("matrix", f"{height} × {width}"), ("coils", str(scan.coils))]
     geometry = scan.geometry
     if geometry.voxel_mm is not None:
         facts.append(("voxel", " × ".join(f"{size:.3g}" for size in geometry.voxel_mm) + " mm"))

@@ -71,21 +71,24 @@ def write_table(out: Path, names: Sequence[str]) -> str:
 
 
 def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
-    """What a command says at its end: the table, where the files and the report are, and the warnings."""
+    """What a command says at its end: the table, where the files and the report are, and the count of warnings."""
     table = ""
     if rows:
         table = markdown(rows, METRICS) + (
             "\npsnr_common, ssim_common and nmse compare the scan on one scale: judge by these. gain above 1: too dark."
-            "\nedge_time above 1: time is smoothed (nan: the reference has no clear moving edge)."
-            "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own maximum, as the paper does.\n\n"
+            "\nedge_time above 1: time is smoothed (–: the reference has no clear moving edge)."
+            "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own maximum, as the paper does."
+            "\nnearest_merge is view sharing with the nearest frames, global_merge with the mean over all frames; "
+            "ou_only is the optimization unit without any network.\n\n"
         )
     files = ["reconstruction.npy", "reconstruction.mat", "montage.png", "xt_profile.png", "cine.gif", "config.json"]
     if rows:
         files = ["metrics.csv", "metrics_common_scale.csv", *files]
     files += [name for name in OPTIONAL if (out / name).exists()]
-    warnings = [note for note in notes if note.startswith("warning")]
-    report = f"report: {out / 'report.html'}"
-    return table + "\n".join([*(str(out / name) for name in files), report, *warnings])
+    lines = [*(str(out / name) for name in files), f"report: {out / 'report.html'}"]
+    if warnings := sum(note.startswith("warning: ") for note in notes):
+        lines.append(f"{warnings} warning{'s are' if warnings > 1 else ' is'} above and in report.html")
+    return table + "\n".join(lines)
 
 
 OPTIONAL = (

@@ -1,6 +1,7 @@
 """Tables of results as CSV, Markdown and text."""
 
 import csv
+import math
 from pathlib import Path
 
 from utils.files import atomic_path
@@ -29,5 +30,7 @@ def markdown(rows: list[dict], columns: tuple[str, ...]) -> str:
 
 
 def cell(value: object, name: str) -> str:
-    """A value of the column `name` as text."""
-    return f"{value:.{DECIMALS.get(name, 4)}f}" if isinstance(value, float) else str(value)
+    """A value of the column `name` as text; a dash for one that is infinite or undefined."""
+    if isinstance(value, float):
+        return f"{value:.{DECIMALS.get(name, 4)}f}" if math.isfinite(value) else "–"
+    return str(value)

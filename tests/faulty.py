@@ -75,7 +75,7 @@ def good(folder: Path) -> Iterator[Case]:
 
 
 def faulty(folder: Path) -> Iterator[Case]:
-    """Eighteen inputs with a fault each, of other kinds than the cases of users that the project was given."""
+    """Inputs with a fault each, of other kinds than the cases of users that the project was given."""
     image = heart()
     kspace, mask = kspace_of(image), lines()
     measured = np.where(mask, kspace, 0).astype(np.complex64)
@@ -92,6 +92,18 @@ def faulty(folder: Path) -> Iterator[Case]:
         between[frame] = np.where(mask[frame], kspace[frame], (kspace[frame - 1] + kspace[frame + 1]) / 2)
     yield Case("interpolated_in_time", _saved(folder / "between", between), "refused",
                "filled in after the measurement", flags=k)  # fmt: skip
+
+    within = kspace.copy()
+    for line in range(0, SIZE - 4, 4):
+        for after in (1, 2, 3):
+            within[:, line + after] = (1 - after / 4) * kspace[:, line] + after / 4 * kspace[:, line + 4]
+    within[:, SIZE // 2 - 4 : SIZE // 2 + 4] = kspace[:, SIZE // 2 - 4 : SIZE // 2 + 4]
+    own = np.broadcast_to(np.arange(SIZE)[:, None] % 4 == 0, (FRAMES, SIZE, SIZE)).copy()
+    own[:, SIZE // 2 - 4 : SIZE // 2 + 4] = True
+    yield Case("interpolated_within_frames", _saved(folder / "within", within), "refused",
+               "name the measured samples with --mask", flags=k)  # fmt: skip
+    yield Case("interpolated_and_the_mask", _saved(folder / "within", within), "taken", truth=image, flags=k,
+               mask=_saved(folder / "mask_within", own.astype(np.uint8)))  # fmt: skip
 
     padded = np.pad(measured, ((0, 0), (16, 16), (16, 16)))
     smaller = SIZE / (SIZE + 32)  # the images of the padded matrix have this brightness, which is kept

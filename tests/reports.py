@@ -39,14 +39,17 @@ def record(notes=tuple(NOTES), **more):
     }  # fmt: skip
 
 
-def write(path, frames=4, height=48, width=32, *, coils=3, reference=True, deviation=True, geometry=None, notes=NOTES):
+def write(
+    path, frames=4, height=48, width=32, *, coils=3, reference=True, deviation=True, geometry=None, notes=NOTES,
+    found="",
+):  # fmt: skip
     names = ("zero_filled", "global_merge", "nearest_merge", "ou_only", "gldm")
     images = {name: series(frames, height, width, seed) for seed, name in enumerate(names)}
     mask = torch.zeros(frames, height, width, dtype=torch.bool)
     mask[:, ::4] = True
     scan = Scan(
         torch.zeros(frames, coils, height, width, dtype=torch.complex64), mask, geometry=geometry or Geometry(),
-        source=Source(EVIL, f"{EVIL}: {frames} frames\nfully sampled"),
+        source=Source(EVIL, found or f"{EVIL}: {frames} frames\nfully sampled"),
     )  # fmt: skip
     maps = torch.ones(coils, height, width, dtype=torch.complex64) / coils**0.5
     rows = []

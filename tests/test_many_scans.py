@@ -115,6 +115,17 @@ def test_bad_scans_are_left_out_and_told(scans, tmp_path, priors):
     assert names(tmp_path / "out" / "heart1") == {"notes.txt"}
 
 
+def test_scans_of_one_name_get_folders_with_their_suffix(tmp_path, priors):
+    (tmp_path / "scans").mkdir()
+    np.save(tmp_path / "scans/a.npy", make_phantom(4, 64, 0).numpy())
+    np.savez(tmp_path / "scans/a.npz", image=make_phantom(4, 64, 1).numpy())
+    run = ["--data", "scans", "--out", "out", *SAMPLER]
+    demo(*run, cwd=tmp_path, priors=priors)
+    assert names(tmp_path / "out") == {"a_npy", "a_npz", "index.html", "metrics.csv", "metrics.md"}
+    assert {row["scan"] for row in rows(tmp_path / "out")} == {"a_npy", "a_npz"}
+    assert demo(*run, cwd=tmp_path, priors=priors).stdout.count("done before") == 2
+
+
 def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
     (scans / "broken.mat").write_bytes(b"no scan")  # the process that meets it waits for the other
     checkpoints = ["--checkpoint_global", str(priors[0]), "--checkpoint_local", str(priors[1])]

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mri.formats.arrays import SCAN_NAMES, choose_array, read_arrays
+from mri.formats.arrays import SCAN_NAMES, choose_array, last_part, read_arrays
 from mri.formats.checksum import sha256
-from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name
-from mri.formats.stored import Finding, ReadOptions, Stored, finished
+from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name, slice_axis
+from mri.formats.stored import Finding, ReadOptions, Stored, choose_slice, finished
 from utils.errors import InputError
 
 
@@ -18,17 +18,13 @@ def read(path: Path, options: ReadOptions) -> Stored:
     """The scan that the arrays of a file hold; see `mri.formats.read.load_scan`."""
     variables, format_name = read_arrays(path, options.key, ("image", "kspace"))
     key = choose_array(path, variables, options.key, SCAN_NAMES, least_axes=3)
-    given = [f"--{name}" for name in ("time", "slice", "set") if getattr(options, name) is not None]
-    if given:
-        raise InputError(
-            f"{path} holds plain arrays, whose axes have no names, so {', '.join(given)} cannot apply; leave it "
-            "out, and name the axis of time with --frames_axis."
-        )
     stored, where = variables[key], f"{path}, variable '{key}'"
     kind = options.kind or kind_by_name(key)
     array, joined = _joined(where, stored, kind)
     assumed = kind == "kspace" or (kind is None and np.iscomplexobj(array))
-    frames_at, coils_at, axes = axes_of_scan(where, array, options.frames_axis, options.coils_axis, assumed)
+    array, frames_axis, coils_axis, chosen = _one_slice(where, array, options, assumed)
+    frames_at, coils_at, axes = axes_of_scan(where, array, frames_axis, coils_axis, assumed)
+    joined += chosen
     layout = (f"stored as {stored.dtype} {stored.shape}: {', '.join((*joined, *axes))}",)
     finding = Finding(
         path, key, format_name, _in_order(array, frames_at, coils_at), where, layout, sha256(path)
@@ -36,21 +32,49 @@ def read(path: Path, options: ReadOptions) -> Stored:
     scan = finished(finding, kind, options.dc, how_kind_is_known(key, options.kind, array))
     if scan.kind != "kspace":
         return scan
-    noise, image, beside = _beside(path, variables, tuple(scan.data.shape))
+    noise, image, beside = _beside(path, variables, key, tuple(scan.data.shape))
     return replace(scan, noise=noise, image=image, details=(*scan.details, *beside))
+
+
+def _one_slice(
+    where: str, array: np.ndarray, options: ReadOptions, kspace: bool
+) -> tuple[np.ndarray, int | None, int | None, list[str]]:
+    """The slice that is meant of an array with several (their axis becomes 1), the axes of frames and coils, and words.
+
+    Raises
+    ------
+    InputError
+        for options that mean nothing for plain arrays; `SeveralSlices` where none is chosen.
+    """
+    found = slice_axis(where, array, options.frames_axis, options.coils_axis, kspace)
+    names = ("time", "set", "slice") if found is None else ("time", "set")
+    given = [f"--{name}" for name in names if getattr(options, name) is not None]
+    if given:
+        raise InputError(
+            f"{where} is a plain array, whose axes have no names, so {', '.join(given)} cannot apply; leave it "
+            "out, and name the axis of time with --frames_axis."
+        )
+    if found is None:
+        return array, options.frames_axis, options.coils_axis, []
+    slices, frames, coils = found
+    index = choose_slice(f"{where},", array.shape[slices], options.slice)
+    said = f"slice {index} of {array.shape[slices]} along axis {slices}"
+    if kspace and None in (options.frames_axis, options.coils_axis):
+        said += " (axes detected; override with --frames_axis and --coils_axis)"
+    return np.take(array, [index], axis=slices), frames, coils, [said]
 
 
 def _joined(where: str, array: np.ndarray, kind: str | None) -> tuple[np.ndarray, list[str]]:
     """An array of real and imaginary parts along an axis of length two as complex numbers; that axis becomes 1.
 
-    K-space is complex, so real-valued k-space with such an axis is joined. Of other arrays only one of four axes with
-    negative values is: two slices of magnitude images have none.
+    K-space is complex, so real-valued k-space with such an axis is joined. Of other arrays only one of four axes or
+    more with negative values is: two slices of magnitude images have none.
     """
     twos = [i for i, length in enumerate(array.shape) if length == 2]
     kept = sum(length > 1 for length in array.shape)
     if array.dtype.kind not in "iuf" or not twos or kind == "image":
         return array, []
-    if kind is None and (kept != 4 or not (array < 0).any()):
+    if kind is None and (kept < 4 or not (array < 0).any()):
         return array, []
     ends = [i for i in (array.ndim - 1, 0) if i in twos]
     if len(twos) > 1 and not ends:
@@ -69,7 +93,7 @@ def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tu
     """Coil maps of a file: complex64 `(coils, height, width)`, and what was found. The coil axis may be the last."""
     path = Path(path)
     variables, _ = read_arrays(path, key, ("maps",))
-    named = [name for name in variables if name.split("/")[-1].lower() in ("maps", "sens", "csm", "coil_maps")]
+    named = [name for name in variables if last_part(name) in ("maps", "sens", "csm", "coil_maps")]
     key = key or (named[0] if len(named) == 1 else choose_array(path, variables, None, (), least_axes=3))
     stored = np.squeeze(variables[key])
     if stored.ndim != 3:
@@ -83,15 +107,19 @@ def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tu
 
 
 def _beside(
-    path: Path, variables: dict[str, np.ndarray], shape: tuple[int, ...]
+    path: Path, variables: dict[str, np.ndarray], key: str, shape: tuple[int, ...]
 ) -> tuple[torch.Tensor | None, torch.Tensor | None, list[str]]:
-    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them."""
+    """Noise samples and truth that a file holds beside k-space `(frames, coils, ky, kx)`, and what is said of them.
+
+    Beside the variable `data.kspace` lie `data.noise` and `data.image`.
+    """
     frames, coils, height, width = shape
     samples = truth = None
     said = []
-    noise, image = variables.get("noise"), variables.get("image")
+    place = key[: len(key) - len(last_part(key))]
+    noise, image, maps = (variables.get(place + name) for name in ("noise", "image", "maps"))
     if noise is not None:
-        where, noise = f"variable 'noise' {noise.shape}", np.squeeze(noise)
+        where, noise = f"variable '{place}noise' {noise.shape}", np.squeeze(noise)
         noise = noise[None] if noise.ndim == 1 and coils == 1 else noise
         turned = noise.ndim == 2 and noise.shape[0] != coils and noise.shape[1] == coils
         noise = noise.T if turned else noise
@@ -104,9 +132,9 @@ def _beside(
         said.append(f"noise samples: {where}{', its axes exchanged' if turned else ''}")
     if image is not None and image.shape == (frames, height, width):
         truth = torch.from_numpy(image.astype(np.complex64))
-        said.append("reference: the file's variable 'image'")
-    if coils > 1 and "maps" in variables:
-        said.append(f"variable 'maps' {variables['maps'].shape} is not used; --maps {path} uses it")
+        said.append(f"reference: the file's variable '{place}image'")
+    if coils > 1 and maps is not None:
+        said.append(f"variable '{place}maps' {maps.shape} is not used; --maps {path} uses it")
     return samples, truth, said
 
 

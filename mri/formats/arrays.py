@@ -1,7 +1,8 @@
 """Arrays in `.mat`, `.npy`, `.npz` and `.h5` files, by name.
 
 The content says which of these a file is. MATLAB v7.3 files are HDF5 with reversed axes; an HDF5 variable is turned
-back only where it carries the attribute `MATLAB_class`. Nothing is ever unpickled. Whatever is wrong with a file is an
+back only where it carries the attribute `MATLAB_class`. Fields of MATLAB's structures are variables of their own, such
+as `data.kspace`. Nothing is ever unpickled. Whatever is wrong with a file is an
 `InputError` of one sentence.
 """
 
@@ -46,6 +47,8 @@ def read_arrays(path: Path, key: str | None, nameless: tuple[str, ...]) -> tuple
                 variables = _read_npz(path)
             case "MATLAB v4 to v7":
                 variables = _read_mat5(path)
+            case "MATLAB v7.3":  # groups are structures
+                variables = {name.replace("/", "."): value for name, value in _read_hdf5(path).items()}
             case _:
                 variables = _read_hdf5(path)
     except PermissionError:
@@ -128,7 +131,21 @@ def _read_mat5(path: Path) -> dict[str, np.ndarray]:
         warnings.simplefilter("error", scipy.io.matlab.MatReadWarning)  # said of a variable that is cut short
         check_size(path, sum(int(np.prod(shape, dtype=object)) for _, shape, _ in scipy.io.whosmat(path)))
         variables = scipy.io.loadmat(path)
-    return {name: value for name, value in variables.items() if not name.startswith("__")}
+    found: dict[str, np.ndarray] = {}
+    for name, value in variables.items():
+        if not name.startswith("__"):
+            found |= _with_fields(name, value)
+    return found
+
+
+def _with_fields(name: str, value: np.ndarray) -> dict[str, np.ndarray]:
+    """A variable of a MATLAB file, or the fields of a structure ('data.kspace'), also of structures in it."""
+    if type(value) is not np.ndarray or not value.dtype.names or value.size != 1:
+        return {name: value}
+    found: dict[str, np.ndarray] = {}
+    for field in value.dtype.names:
+        found |= _with_fields(f"{name}.{field}", value.flat[0][field])
+    return found
 
 
 def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
@@ -158,6 +175,11 @@ def _parts_joined(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return joined
 
 
+def last_part(name: str) -> str:
+    """The name of a variable without its group or structure, in lower case."""
+    return name.replace("/", ".").split(".")[-1].lower()
+
+
 def choose_array(
     path: Path, variables: dict[str, np.ndarray], key: str | None, names: tuple[str, ...], least_axes: int
 ) -> str:
@@ -165,18 +187,19 @@ def choose_array(
     listing = ", ".join(f"{name} {value.shape}" for name, value in variables.items())
     flag = "--mask_key" if names is MASK_NAMES else "--key"
     if key is not None:
-        if key not in variables:
+        same = [name for name in variables if name.replace("/", ".") == key.replace("/", ".")]
+        if not same:
             raise InputError(f"{path} has no numeric variable '{key}'; choose with {flag} from {listing}.")
-        return key
+        return key if key in same else same[0]
     candidates = [name for name, value in variables.items() if np.squeeze(value).ndim >= least_axes]
     if names is MASK_NAMES:  # CMRxRecon's masks are mask04, mask08, …
         names = (*MASK_NAMES, *(n.lower() for n in candidates if n.lower().startswith("mask")))
-    measured = [name for name in candidates if names is SCAN_NAMES and name.split("/")[-1].lower() in KSPACE_NAMES]
+    measured = [name for name in candidates if names is SCAN_NAMES and last_part(name) in KSPACE_NAMES]
     if len(measured) == 1:  # images, maps and noise beside k-space belong to it
         return measured[0]
     if not candidates and len(variables) == 1:  # the checks that follow say what is wrong with it
         candidates = list(variables)
-    usual = [name for name in candidates if name.split("/")[-1].lower() in names]
+    usual = [name for name in candidates if last_part(name) in names]
     for choice in (candidates, usual):
         if len(choice) == 1:
             return choice[0]

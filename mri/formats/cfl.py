@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mri.formats.limits import check_size
 from mri.formats.stored import Finding, ReadOptions, Stored, choose_slice, finished
@@ -12,6 +13,7 @@ NAME = "BART .cfl"
 # bart/src/misc/mri.h
 READ, PHASE1, PHASE2, COIL, TE, TIME, TIME2, SLICE = 0, 1, 2, 3, 5, 10, 11, 13
 TIMES = {"phase": TIME, "repetition": TIME2, "contrast": TE, "slice": SLICE}
+SPOKES = 5.0  # energy of the brightest line over that of the usual one: of spokes below 2, of Cartesian lines over 50
 WORDS = {PHASE2: "second phase encoding", 4: "maps", TE: "echo time", TIME2: "second time", 12: "level", 14: "average"}
 
 
@@ -53,7 +55,9 @@ def read(path: Path, options: ReadOptions) -> Stored:
         others = [name for name, axis in TIMES.items() if dims[axis] > 1]
         mend = f"; add --time {others[0]} if dimension {TIMES[others[0]]} is time" if others else ""
         raise InputError(f"{data} has dimensions {_shown(dims)}: dimension {TIME} (time) holds 1 frame{mend}.")
-    index: list[int | slice] = [slice(None) if axis in (READ, PHASE1, COIL, time) else 0 for axis in range(16)]
+    # a readout of one sample in dimension 0 is none: BART's radial tools have the readout in 1 and the lines in 2
+    read, phase = (PHASE1, PHASE2) if dims[READ] == 1 and min(dims[PHASE1], dims[PHASE2]) > 1 else (READ, PHASE1)
+    index: list[int | slice] = [slice(None) if axis in (read, phase, COIL, time) else 0 for axis in range(16)]
     if time != SLICE:
         index[SLICE] = choose_slice(f"{data}, dimension {SLICE},", dims[SLICE], options.slice)
     several = [axis for axis, i in enumerate(index) if i == 0 and axis != SLICE and dims[axis] > 1]
@@ -67,14 +71,28 @@ def read(path: Path, options: ReadOptions) -> Stored:
     array = np.memmap(data, np.complex64, "r", shape=tuple(dims), order="F")[tuple(index)]
     # what is left: readout, phase encoding, coils, and time before or after nothing else
     array = np.asarray(array).transpose(3, 2, 1, 0)
-    axes = f"readout 0, phase encoding 1, coils {COIL}, time {time}"
+    axes = f"readout {read}, phase encoding {phase}, coils {COIL}, time {time}"
     layout = [f"dimensions {_shown(dims)}: {axes}"]
     if dims[SLICE] > 1 and time != SLICE:
         layout.append(f"slice {index[SLICE]} of {dims[SLICE]}")
     guess = "" if options.kind else " (guessed from its values; --kind image|kspace changes it)"
     kind = options.kind or ("kspace" if dims[COIL] > 1 else None)
     finding = Finding(data, "", NAME, array, str(data), tuple(layout), sha256(data))
-    return finished(finding, kind, options.dc, guess if kind is None else "")
+    scan = finished(finding, kind, options.dc, guess if kind is None else "")
+    if phase == PHASE2 and scan.kind == "kspace":
+        _refuse_spokes(str(data), scan.data)
+    return scan
+
+
+def _refuse_spokes(where: str, kspace: torch.Tensor) -> None:
+    """Refuse k-space `(frames, coils, lines, readout)` whose lines all pass the centre, as those of radial scans do."""
+    power = kspace.abs().square().sum(dim=(1, 3))  # (frames, lines)
+    mean = power.sum(dim=0) / (power > 0).sum(dim=0).clamp(min=1)
+    if mean.max() < SPOKES * mean[mean > 0].median():
+        raise InputError(
+            f"{where}: all lines along dimension {PHASE2} hold about the same energy, as spokes of a radial scan do; "
+            "grid them to Cartesian k-space first (bart nufft -i, then bart fft -u 3)."
+        )
 
 
 def dimensions(header: Path) -> list[int]:

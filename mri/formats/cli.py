@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 
 from mri.formats import cfl, mrd
-from mri.formats.arrays import read_arrays
+from mri.formats.arrays import format_of, read_arrays
 from mri.formats.detect import reader_of
 from mri.formats.hdf5 import datasets, opened
 from mri.formats.stored import TIMES, SeveralSlices
@@ -20,6 +20,8 @@ def contents(path: Path) -> list[str]:
     if path.is_file() and h5py.is_hdf5(path):
         with opened(path) as file:
             found, left_out = datasets(file)
+            if format_of(path) == "MATLAB v7.3":  # groups are structures
+                found = {name.replace("/", "."): dataset for name, dataset in found.items()}
             lines = [f"  {name} {dataset.shape} {_type(dataset)}" for name, dataset in found.items()]
             return [*lines, *(f"  {words}" for words in (*mrd.contents(file), *left_out))]
     if reader_of(path) is None:

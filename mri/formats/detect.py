@@ -1,5 +1,6 @@
 """Which format a file has, by its content."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -34,6 +35,18 @@ def scan_name(path: Path) -> str:
     """The file's name without its suffix; `.nii.gz` is one suffix."""
     name = path.name
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else path.stem or name
+
+
+def result_names(scans: Sequence[Path | int]) -> list[str]:
+    """The names of the results of scans: those of the files, with the suffix (a_mat, a_h5) where several share one.
+
+    Numbers are seeds of built-in heart phantoms.
+    """
+    names = [f"heart{scan}" if isinstance(scan, int) else scan_name(scan) for scan in scans]
+    return [
+        scan.name.replace(".", "_") if isinstance(scan, Path) and names.count(name) > 1 else name
+        for scan, name in zip(scans, names, strict=True)
+    ]
 
 
 def is_one_scan(path: Path) -> bool:

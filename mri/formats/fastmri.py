@@ -24,7 +24,7 @@ def recognises(path: Path) -> bool:
     try:
         with h5py.File(path, "r") as file:
             kspace = datasets(file)[0].get("kspace")
-            return kspace is not None and kspace.ndim in (3, 4, 5) and any(name in file for name in BESIDE)
+            return kspace is not None and kspace.ndim in (3, 4, 5, 6) and any(name in file for name in BESIDE)
     except PermissionError:
         raise
     except Exception:  # of whatever damage: who reads it as arrays says what is wrong
@@ -41,11 +41,13 @@ def read(path: Path, options: ReadOptions) -> Stored:
     with opened(path) as file:
         dataset = datasets(file)[0]["kspace"]
         shape = dataset.shape
-        if dataset.ndim == 5 and options.time in (None, "phase"):
+        pairs = dataset.dtype.names is None and dataset.dtype.kind == "f" and shape[-1] == 2
+        ndim = dataset.ndim - pairs
+        if ndim == 5 and options.time in (None, "phase"):
             chosen = choose_slice(f"{path}, variable 'kspace',", shape[1], options.slice)
             array, axes = values(path, dataset, (slice(None), chosen)), "(time, slice, coil, ky, kx)"
             axes += f", slice {chosen} of {shape[1]}" if shape[1] > 1 else ""
-        elif dataset.ndim in (3, 4) and options.time == "slice":
+        elif ndim in (3, 4) and options.time == "slice":
             array, axes = values(path, dataset), "the first axis, slices in this format, is time as asked"
         elif options.time is None:
             raise InputError(
@@ -55,6 +57,8 @@ def read(path: Path, options: ReadOptions) -> Stored:
         else:
             raise InputError(f"{path}, variable 'kspace' of shape {shape} has no {options.time}; use --time slice.")
         text = _header_text(file)
+    if pairs:
+        array, axes = np.ascontiguousarray(array[..., 0] + 1j * array[..., 1]), f"{axes}, real and imaginary part last"
     header = mrd_header.parse(path, text) if text else Header()
     array = array if array.ndim == 4 else array[:, None]
     layout = [f"stored as {array.dtype} {shape}: {axes}"]

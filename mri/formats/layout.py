@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from mri.formats.arrays import IMAGE_NAMES
+from mri.filled_lines import filled_lines
+from mri.formats.arrays import IMAGE_NAMES, last_part
 from mri.fourier import ifft2c
 from utils.errors import InputError
 
@@ -39,7 +40,7 @@ def axes_of_scan(
         )
     if len(kept) > 4:
         raise InputError(
-            f"{where} has {len(kept)} axes {array.shape}; save one slice as (frames, coils, height, width)."
+            f"{where} has {len(kept)} axes {array.shape}; save it as (slices, frames, coils, height, width)."
         )
     said = []
     if len(kept) == 4 and coils_axis is None:
@@ -54,11 +55,65 @@ def axes_of_scan(
     return axis, coils_axis, said
 
 
+def slice_axis(
+    where: str, array: np.ndarray, frames_axis: int | None, coils_axis: int | None, kspace: bool
+) -> tuple[int, int, int | None] | None:
+    """The axes of slices, frames and coils (None: no coil axis) of an array with several slices; None for one slice.
+
+    NumPy's order is (…, …, coils, ky, kx) and MATLAB's (kx, ky, coils, …, …). Of the two others time is the one along
+    which the mask varies or, in full scans, little changes. Images have slices only where `frames_axis` is given.
+
+    Raises
+    ------
+    InputError
+        where these axes cannot be told apart.
+    """
+    kept = [i for i, length in enumerate(array.shape) if length > 1]
+    if len(kept) != 4 + kspace or (frames_axis is None and not kspace):
+        return None
+    for name, axis in (("frames", frames_axis), ("coils", coils_axis)):
+        if axis is not None and not -array.ndim <= axis < array.ndim:
+            raise InputError(f"{where} of shape {array.shape} has no axis {axis}; correct --{name}_axis.")
+    given = [axis % array.ndim for axis in (frames_axis, coils_axis) if axis is not None]
+    ends = [end for end in (kept[-2:], kept[:2]) if not set(end) & set(given)]
+    image = max(ends, key=lambda end: min(array.shape[i] for i in end), default=[])
+    others = [i for i in kept if i not in image]
+    if kspace and coils_axis is None:
+        coils_axis = kept[2]  # in either order
+    coils_axis = coils_axis % array.ndim if kspace and coils_axis is not None else None
+    rest = [i for i in others if i != coils_axis]
+    if len(rest) == 2 and image:
+        frames = frames_axis % array.ndim if frames_axis is not None else _time_of_two(array, rest)
+        if frames in rest:
+            slices = next(i for i in rest if i != frames)
+            if len(given) > 1 or not kspace or _coils_differ_most(array, coils_axis, slices):
+                return slices, frames, coils_axis
+    lengths = ", ".join(f"{i} (length {array.shape[i]})" for i in others)
+    raise InputError(
+        f"{where} has the axes {array.shape}; which of {lengths} are frames, {'coils ' if kspace else ''}and slices is "
+        f"not clear: name them with --frames_axis{' and --coils_axis' if kspace else ''}. The one left is slices."
+    )
+
+
+def _time_of_two(array: np.ndarray, axes: list[int]) -> int | None:
+    """Which of two axes is time, the other being slices; None where that is not clear."""
+    varying = [i for i in axes if not _is_constant(array != 0, i)]
+    if varying:
+        return varying[0] if len(varying) == 1 else None
+    first, second = sorted(axes, key=lambda i: _neighbour_difference(array, i))
+    clear = _neighbour_difference(array, first) < CLEAR * _neighbour_difference(array, second)
+    return first if clear else None
+
+
+def _coils_differ_most(array: np.ndarray, coils_axis: int | None, slices: int) -> bool:
+    return coils_axis is not None and _neighbour_difference(array, coils_axis) > _neighbour_difference(array, slices)
+
+
 def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int | None, kspace: bool) -> int:
     """The coil axis of four axes: the mask does not vary along it, nor along the longer readout."""
     if not kspace:
         pairs = array.shape[-1] == 2 or array.shape[0] == 2
-        mend = "join real and imaginary part to complex numbers" if pairs else "save (frames, height, width)"
+        mend = "join real and imaginary part to complex numbers" if pairs else "add --frames_axis if one is slices"
         raise InputError(
             f"{where} holds images of 4 axes {array.shape}; {mend}, or add --kind kspace if it is k-space with coils."
         )
@@ -79,10 +134,21 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         frames, coils = sorted(others, key=lambda i: _neighbour_difference(array, i))
         if _neighbour_difference(array, frames) < CLEAR * _neighbour_difference(array, coils):
             return coils
+        _refuse_filled(where, array, (frames, coils))
     raise InputError(
         f"{where} of shape {array.shape} has an ambiguous coil axis; set --coils_axis (and --frames_axis)."
-        ""
     )
+
+
+def _refuse_filled(where: str, array: np.ndarray, others: tuple[int, int]) -> None:
+    """Refuse k-space whose axes are not clear because its lines were filled in; `others` are frames and coils."""
+    kspace = torch.from_numpy(np.moveaxis(array, others, (0, 1)).astype(np.complex64))
+    kspace = kspace.reshape(*kspace.shape[:2], *(length for length in kspace.shape[2:] if length > 1))
+    if how := filled_lines(kspace) or filled_lines(kspace.transpose(0, 1)):
+        raise InputError(
+            f"{where}: {how}: k-space was filled in after the measurement. Export the measured samples alone, with "
+            "zeros elsewhere; or name them with --mask, and the axes with --coils_axis and --frames_axis."
+        )
 
 
 def _is_constant(sampled: np.ndarray, axis: int) -> bool:
@@ -138,8 +204,9 @@ def frames_first(where: str, array: np.ndarray, axis: int | None) -> tuple[np.nd
 
 def kind_by_name(key: str) -> str | None:
     """'kspace' or 'image' where the variable's name says so."""
-    name = key.split("/")[-1].lower()
-    return "kspace" if "ksp" in name else "image" if name in IMAGE_NAMES else None
+    if last_part(key) in IMAGE_NAMES:
+        return "image"
+    return "kspace" if "ksp" in key.split("/")[-1].lower() else None
 
 
 def how_kind_is_known(key: str, asked: str | None, array: np.ndarray) -> str:

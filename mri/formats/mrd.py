@@ -24,7 +24,8 @@ NO_IMAGE = {
     20: "calibration", 23: "navigator", 24: "phase correction", 26: "feedback", 27: "dummy", 28: "real-time feedback",
     29: "surface coil correction", 30: "phase stabilization", 31: "phase stabilization",
 }  # fmt: skip
-SIEMENS_TICK_MS = 2.5  # of the time stamps; other vendors have other ticks, which the format does not say
+MOST_PHASE_OVERSAMPLING = 4.0
+SIEMENS, SIEMENS_TICK_MS = "siemens", 2.5  # of the time stamps; the format does not say what other vendors have
 
 
 def recognises(path: Path) -> bool:
@@ -94,13 +95,24 @@ def read(path: Path, options: ReadOptions) -> Stored:
     oversampling = readouts.width / round(readouts.width / header.oversampling)
     if oversampling > 1:
         details.append(f"readout oversampled {oversampling:.3g} times")
-    if header.phase_oversampling > 1.01:
-        details.append(f"phase oversampling ({header.phase_oversampling:.3g}) is kept in the images")
+    phase_oversampling = readouts.height / round(readouts.height / min(header.phase_oversampling, readouts.height))
+    if phase_oversampling > MOST_PHASE_OVERSAMPLING:
+        details.append(
+            f"warning: the header has a field of view along the phase encoding {phase_oversampling:.3g} times that of "
+            "the images, which is not believed; the images are not cropped. Correct the header."
+        )
+        phase_oversampling = 1.0
+    if phase_oversampling > 1:
+        details.append(f"phase encoding oversampled {phase_oversampling:.3g} times")
+    geometry = _geometry(header, heads, assembled, readouts, oversampling)
+    if SIEMENS not in header.vendor and geometry.frame_time_ms is None:
+        details.append(f"frame times are unknown: the time stamps of {header.vendor or 'this file'} have no known unit")
     if readouts.height > header.encoded_matrix[1] > 0:
         details.append(f"k-space has {readouts.height} lines around its centre, the header {header.encoded_matrix[1]}")
     return finished(
         finding, "kspace", details=details, noise=samples, mask=assembled.mask, averages=assembled.averages,
-        oversampling=oversampling, geometry=_geometry(header, heads, assembled, readouts, oversampling),
+        oversampling=oversampling, phase_oversampling=phase_oversampling,
+        geometry=geometry,
         real_time=assembled.time == "repetition" and len(np.unique(heads["idx"]["phase"])) == 1,
     )  # fmt: skip
 
@@ -209,21 +221,29 @@ def _geometry(
         corner = heads["position"][0] - to_centre
         position = (float(corner[0]), float(corner[1]), float(corner[2]))
     times = _times_ms(header, heads, assembled)
+    frame_time = float(np.median(np.diff(times))) if times is not None else _frame_time_by_tr(header, assembled)
     return Geometry(
         voxel_mm=voxel,
         slice_thickness_mm=voxel[2] if voxel else None,
         orientation=tuple(map(float, (*along_row, *along_column))) if known else None,
         position_mm=position,
-        frame_time_ms=float(np.median(np.diff(times))) if times is not None else None,
+        frame_time_ms=frame_time,
         frame_times_ms=tuple(times) if times is not None else None,
     )
 
 
 def _times_ms(header: Header, heads: np.ndarray, assembled: Assembled) -> list[float] | None:
     """The time of each frame; None where the stamps do not increase, or their tick is not known."""
-    if "siemens" not in header.vendor:
+    if SIEMENS not in header.vendor:
         return None
     stamps = heads["physiology_time_stamp"][:, 0] if assembled.time == "phase" else heads["acquisition_time_stamp"]
     count = len(assembled.kspace)
     times = [float(stamps[assembled.frame == f].mean()) * SIEMENS_TICK_MS for f in range(count)]
     return [time - times[0] for time in times] if all(np.diff(times) > 0) else None
+
+
+def _frame_time_by_tr(header: Header, assembled: Assembled) -> float | None:
+    """TR times the readouts of a frame; None without a TR, or where other readouts may lie between those of a frame."""
+    if header.repetition_time_ms <= 0 or assembled.time != "repetition" or not assembled.used.all():
+        return None
+    return header.repetition_time_ms * float(np.median(np.bincount(assembled.frame)))

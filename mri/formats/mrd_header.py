@@ -19,6 +19,8 @@ class Header:
         the same axes.
     centers
         k-space centre by counter, such as `kspace_encoding_step_1`.
+    repetition_time_ms
+        TR, from one readout to the next.
     noise_bandwidth
         effective bandwidth of the receiver over the nominal one.
     """
@@ -30,6 +32,7 @@ class Header:
     centers: dict[str, int] = field(default_factory=dict)
     trajectory: str = ""
     vendor: str = ""
+    repetition_time_ms: float = 0.0
     noise_bandwidth: float = 1.0
 
     @property
@@ -90,6 +93,7 @@ def _header(root: ElementTree.Element) -> Header:
         centers=centers,
         trajectory=encoding.findtext("trajectory", "").strip().lower(),
         vendor=root.findtext("acquisitionSystemInformation/systemVendor", "").strip().lower(),
+        repetition_time_ms=float(root.findtext("sequenceParameters/TR", "0")),
         noise_bandwidth=float(root.findtext("acquisitionSystemInformation/relativeReceiverNoiseBandwidth", "1")),
     )
 

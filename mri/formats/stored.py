@@ -81,6 +81,8 @@ class Stored:
         `(frames, height, width)`: how often a sample was measured; None for once.
     oversampling
         factor by which the readout, the last axis, is oversampled.
+    phase_oversampling
+        factor by which the field of view along the height exceeds the prescribed one.
     real_time
         whether the frames follow each other in time and are not the phases of one heartbeat.
     """
@@ -98,6 +100,7 @@ class Stored:
     mask: torch.Tensor | None = None
     averages: torch.Tensor | None = None
     oversampling: float = 1.0
+    phase_oversampling: float = 1.0
     geometry: Geometry = field(default_factory=Geometry)
     real_time: bool = False
 

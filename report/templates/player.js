@@ -223,9 +223,9 @@
   const visible = () => data.series.filter((one) => !one.panel.figure.hidden);
 
   function drawFrame() {
-    byId("frame").value = state.frame;
+    byId("frame").value = state.frame + 1; // people count from 1
     const time = data.frameTime ? `, ${Math.round(state.frame * data.frameTime)} ms` : "";
-    byId("frame-value").textContent = `${state.frame} / ${frames - 1}${time}`;
+    byId("frame-value").textContent = `${state.frame + 1} of ${frames}${time}`;
     visible().forEach(drawImage);
     drawWipe();
   }
@@ -280,7 +280,7 @@
     byId("reset").addEventListener("click", resetWindow);
     onChange("speed", (value) => (byId("speed-value").textContent = `${value} frames/s`));
     byId("speed").dispatchEvent(new Event("input"));
-    onChange("frame", (value) => step(Number(value) - state.frame));
+    onChange("frame", (value) => step(Number(value) - 1 - state.frame));
     for (const id of ["window", "level", "gain", "view"]) {
       onChange(id, (value) => { state[id] = id === "view" ? value : Number(value); drawAll(); });
     }

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import scipy.interpolate
 import scipy.io
 import torch
 
-from mri.checks import image_remarks, measured_block, refuse_copied_lines
+from mri.checks import image_remarks, measured_block
+from mri.filled_lines import filled_lines, refuse_filled_lines
+from mri.formats import load_scan
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
@@ -48,7 +51,7 @@ def assert_silent(name, image):
         remarks = [text for text in remarks if "identical" not in text]
     assert not remarks, (name, remarks)
     kspace = fft2c(image.to(torch.complex64))[:, None]
-    refuse_copied_lines(kspace, name)
+    refuse_filled_lines(kspace, name)
     for pattern in ("uniform", "radial"):
         mask = make_mask(pattern, tuple(image.shape), 4, 8 if pattern == "uniform" else 0)
         scan = Scan.from_arrays(kspace, mask)
@@ -115,8 +118,8 @@ def test_lines_that_were_filled_in(image, axis, kind):
             filled[frame] = torch.where(mask[frame], kspace[frame], between)
     filled = filled if axis == 1 else filled.mT
     with pytest.raises(InputError, match="filled in after the measurement"):
-        refuse_copied_lines(filled[:, None], "scan.npy")
-    refuse_copied_lines((kspace if axis == 1 else kspace.mT)[:, None], "scan.npy")
+        refuse_filled_lines(filled[:, None], "scan.npy")
+    refuse_filled_lines((kspace if axis == 1 else kspace.mT)[:, None], "scan.npy")
 
 
 def test_a_block_of_measured_samples(image):
@@ -159,4 +162,50 @@ def test_lines_copied_within_a_frame(image):
     kspace = fft2c(image)[:, None].clone()
     kspace[:, :, 1::2] = kspace[:, :, ::2]
     with pytest.raises(InputError, match="equal the line beside them"):
-        refuse_copied_lines(kspace, "scan.npy")
+        refuse_filled_lines(kspace, "scan.npy")
+
+
+def interpolated(kspace, step, kind, acs=8):
+    """K-space whose lines are all made from every `step`-th one, but for the central ones."""
+    height = kspace.shape[1]
+    measured = np.arange(0, height, step)
+    fill = scipy.interpolate.interp1d(measured, kspace.numpy()[:, measured], kind, axis=1, fill_value="extrapolate")
+    filled = fill(np.arange(height)).astype(np.complex64)
+    kept = np.abs(np.arange(height) - height // 2) < acs // 2
+    return torch.where(torch.from_numpy(kept)[:, None], kspace, torch.from_numpy(filled))
+
+
+@pytest.mark.parametrize("axis", (1, 2))
+@pytest.mark.parametrize(("step", "kind"), ((2, "linear"), (4, "linear"), (8, "linear")))
+def test_lines_interpolated_within_a_frame(image, axis, step, kind):
+    filled = interpolated(fft2c(image), step, kind)[:, None]
+    how = filled_lines(filled if axis == 1 else filled.mT)
+    assert ("lines" if axis == 1 else "columns") + " are interpolated" in how
+
+
+def test_lines_interpolated_from_four(image):
+    kspace = fft2c(image)[:, None].clone()
+    odd = torch.arange(3, 61, 2)
+    weights = ((-3, -1 / 16), (-1, 9 / 16), (1, 9 / 16), (3, -1 / 16))
+    kspace[:, :, odd] = sum(weight * kspace[:, :, odd + place] for place, weight in weights)
+    assert "are interpolated" in filled_lines(kspace)
+
+
+def test_filled_lines_are_named_where_they_hide_the_axes(shared_file, tmp_path):
+    with np.load(shared_file("data/coils/giraf_6coil_kspace.npz")) as file:
+        kspace = file["kspace"]
+    height = kspace.shape[2]
+    for one in kspace:
+        lines = np.flatnonzero(one.any(axis=(0, 2)))
+        fill = scipy.interpolate.interp1d(lines, one[:, lines], axis=1, fill_value="extrapolate")
+        one[:] = fill(np.arange(height))
+    np.save(tmp_path / "scan.npy", kspace)
+    with pytest.raises(InputError, match="interpolated .* filled in after the measurement"):
+        load_scan(tmp_path / "scan.npy", "kspace")
+
+
+def test_simple_objects_and_padded_ones_are_not_interpolated(image):
+    box = torch.zeros(SHAPE, dtype=torch.complex64)
+    box[:, 20:41, 13:30] = 1  # every line of its k-space is a multiple of the next
+    assert not filled_lines(fft2c(box)[:, None])
+    assert not filled_lines(fft2c(torch.nn.functional.pad(image, (96, 96, 96, 96)))[:, None])

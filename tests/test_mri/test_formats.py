@@ -434,8 +434,11 @@ def test_a_coil_axis_that_cannot_be_told(tmp_path, coils):
     square = coils[0][:, :, :, :4]
     np.save(path, square.numpy())  # as many coils as readout samples
     refusal(path, "--coils_axis", load=formats.load_scan, key="kspace")
-    np.save(path, noise[None].expand(2, -1, -1, -1, -1).numpy())
-    refusal(path, "5 axes", load=formats.load_scan, key="kspace")
+    np.save(path, torch.randn(3, 6, 5, 64, 64, dtype=torch.complex64).numpy())
+    refusal(path, "not clear", "--frames_axis and --coils_axis", load=formats.load_scan, key="kspace")
+    refusal(path, "no axis 7", load=formats.load_scan, key="kspace", frames_axis=7)
+    np.save(path, torch.randn(2, 3, 6, 5, 64, 64, dtype=torch.complex64).numpy())
+    refusal(path, "6 axes", load=formats.load_scan, key="kspace")
 
 
 def test_a_dead_coil_does_not_hide_the_coil_axis(tmp_path, coils):

@@ -71,6 +71,22 @@ def test_slices_and_other_times(tmp_path, kspace):
     refusal(save(tmp_path / "still", kspace[0], (3, 1, 0)), "1 frame")
 
 
+def test_readout_in_dimension_1(tmp_path, kspace):
+    """As BART's radial tools have it; a Cartesian scan is taken, spokes are not."""
+    stored = load_scan(save(tmp_path / "scan", kspace, (10, 3, 2, 1)))
+    assert torch.equal(stored.data, kspace) and "readout 1, phase encoding 2" in str(stored)
+    image = make_phantom(5, 64, 3)
+    assert load_scan(save(tmp_path / "image", image, (10, 2, 1))).kind == "complex"
+    base = save(tmp_path / "slices", torch.stack([kspace, 2 * kspace]), (13, 10, 3, 2, 1))
+    assert torch.equal(load_scan(base, slice=1).data, 2 * kspace)
+    angles = torch.pi * torch.arange(40) / 40
+    along = torch.arange(-32, 32)
+    x, y = ((along * part[:, None]).round().long() + 32 for part in (angles.cos(), angles.sin()))
+    full = fft2c(image[:, None] * make_coil_maps(3, 64, 64))
+    spokes = full[:, :, y.clamp(0, 63), x.clamp(0, 63)]
+    refusal(save(tmp_path / "radial", spokes, (10, 3, 2, 1)), "spokes of a radial scan", "bart nufft")
+
+
 def test_files_that_are_refused(tmp_path, kspace):
     base = save(tmp_path / "scan", kspace, (10, 3, 1, 0))
     refusal(base, "--frames_axis", frames_axis=0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mri.formats.cli import main
-from mri.phantom import make_phantom
+from mri.fourier import fft2c
+from mri.phantom import make_coil_maps, make_phantom
 
 
 def run(capsys, *arguments):
@@ -47,6 +48,16 @@ def test_what_is_in_a_file(tmp_path, capsys, signals):
     np.savez(tmp_path / "scan.npz", image=image, other=np.ones(3))
     code, out, _ = run(capsys, tmp_path / "scan.npz", "--frames_axis", 0)
     assert code == 0 and "other (3,) float64" in out and "frames along axis 0" in out
+
+
+def test_pairs_of_coils_and_slices(tmp_path, capsys, signals):
+    kspace = fft2c(make_phantom(6, 64, 3)[:, None] * make_coil_maps(4, 64, 64))
+    np.save(tmp_path / "scan.npy", torch.view_as_real(kspace).numpy())
+    code, out, _ = run(capsys, tmp_path / "scan.npy")
+    assert code == 0 and "joined along axis 4" in out and "6 frames of 4 coils, 64 x 64" in out
+    np.save(tmp_path / "scan.npy", torch.view_as_real(torch.stack([kspace, kspace])).numpy())
+    code, out, _ = run(capsys, tmp_path / "scan.npy", "--frames_axis", 1, "--coils_axis", 2)
+    assert code == 0 and "2 slices" in out and "slice 0 of 2 along axis 0" in out and "6 frames of 4 coils" in out
 
 
 def test_a_bad_file_is_one_sentence(tmp_path, capsys, signals):

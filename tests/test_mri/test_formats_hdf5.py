@@ -157,6 +157,13 @@ def test_fastmri_with_a_time_axis(tmp_path, kspace):
     assert torch.equal(load_scan(path, slice=1).data, 2 * kspace)
 
 
+def test_fastmri_pairs_along_the_last_axis(tmp_path, kspace):
+    path = tmp_path / "scan.h5"
+    save(path, kspace=torch.view_as_real(kspace).numpy(), reconstruction_rss=np.ones((4, 64, 64), np.float32))
+    assert torch.equal(load_scan(path, time="slice").data, kspace)
+    refusal(path, "--time slice")
+
+
 def test_fastmri_readout_along_the_height(tmp_path, kspace):
     header = (
         '<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD"><encoding><encodedSpace><matrixSize><x>64</x><y>48</y>'

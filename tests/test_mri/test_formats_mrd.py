@@ -11,8 +11,8 @@ from mri.formats.hdf5 import opened
 from mri.formats.mrd import contents
 from mri.formats.stored import SeveralSlices
 from mri.fourier import fft2c, ifft2c
-from mri.intake import scan_from_file
-from mri.intake_settings import Intake
+from mri.intake import reference_from_file, scan_from_file
+from mri.intake_settings import DataSettings, Intake
 from mri.masks import make_mask
 from mri.oversampling import crop_readout
 from mri.phantom import make_coil_maps, make_phantom
@@ -24,15 +24,15 @@ ismrmrd = pytest.importorskip("ismrmrd")
 FRAMES, COILS, SIZE = 4, 3, 64
 HEADER = """<?xml version="1.0"?>{doctype}
 <ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD">
-<acquisitionSystemInformation><systemVendor>SIEMENS</systemVendor>
+<acquisitionSystemInformation><systemVendor>{vendor}</systemVendor>
 <relativeReceiverNoiseBandwidth>0.79</relativeReceiverNoiseBandwidth></acquisitionSystemInformation>
 <experimentalConditions><H1resonanceFrequency_Hz>63500000</H1resonanceFrequency_Hz></experimentalConditions>
 <encoding><encodedSpace><matrixSize><x>128</x><y>64</y><z>1</z></matrixSize>
 <fieldOfView_mm><x>256</x><y>192</y><z>6</z></fieldOfView_mm></encodedSpace>
 <reconSpace><matrixSize><x>64</x><y>64</y><z>1</z></matrixSize>
-<fieldOfView_mm><x>128</x><y>192</y><z>6</z></fieldOfView_mm></reconSpace>
+<fieldOfView_mm><x>128</x><y>{fov}</y><z>6</z></fieldOfView_mm></reconSpace>
 <encodingLimits><kspace_encoding_step_1><minimum>0</minimum><maximum>63</maximum><center>{center}</center>
-</kspace_encoding_step_1></encodingLimits><trajectory>{trajectory}</trajectory></encoding></ismrmrdHeader>"""
+</kspace_encoding_step_1></encodingLimits><trajectory>{trajectory}</trajectory></encoding>{more}</ismrmrdHeader>"""
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,10 @@ def mask():
 class Writer:
     """Writes readouts to a file, one call each."""
 
-    def __init__(self, path, center=32, trajectory="cartesian", doctype=""):
+    def __init__(self, path, **header):
+        known = {"center": 32, "trajectory": "cartesian", "doctype": "", "fov": 192, "vendor": "SIEMENS", "more": ""}
         self.dataset = ismrmrd.Dataset(str(path), "dataset", create_if_needed=True)
-        self.dataset.write_xml_header(HEADER.format(center=center, trajectory=trajectory, doctype=doctype).encode())
+        self.dataset.write_xml_header(HEADER.format(**known | header).encode())
 
     def __enter__(self):
         return self
@@ -113,6 +114,54 @@ def test_kspace_noise_oversampling_and_geometry(tmp_path, oversampled, coil_imag
     cropped = scan.without_oversampling()
     expected = torch.where(mask[:, None, :, None], fft2c(coil_images), 0)
     assert torch.allclose(cropped.kspace, expected, atol=1e-4)
+
+
+def test_phase_oversampling_is_cropped_from_the_finished_images(tmp_path, oversampled, coil_images, mask):
+    path = tmp_path / "scan.h5"
+    with Writer(path, fov=120) as file:
+        file.scan(oversampled, mask)
+    scan, _ = scan_from_file(Intake(), path)
+    assert scan.kspace.shape[2] == SIZE and scan.matrix == (40, SIZE)
+    assert scan.geometry.position_mm == (10 - 32 * 2, 20 - 20 * 3, 30) and scan.geometry.voxel_mm == (3.0, 2.0, 6.0)
+    problem = prepare(scan)
+    assert any("cropped from 64 rows to 40" in note for note in problem.notes)
+    assert problem.model.mask.shape == (FRAMES, SIZE, SIZE)  # what aliases is resolved in the whole field of view
+    image = problem.finished(problem.view_sharing())
+    truth = coil_images.abs().square().sum(dim=1).sqrt()[:, 12:52]
+    assert image.shape == truth.shape and problem.finished_maps().shape[1:] == truth.shape[1:]
+    assert (image.abs() - truth).norm() < 0.2 * truth.norm()
+    with Writer(tmp_path / "wrong.h5", fov=19.2) as file:  # in cm
+        file.scan(oversampled, mask)
+    wrong, _ = scan_from_file(Intake(), tmp_path / "wrong.h5")
+    assert wrong.matrix == (SIZE, SIZE) and "warning: the header has a field of view" in str(wrong)
+    half, _ = scan_from_file(Intake(DataSettings(size=32)), path)
+    assert half.matrix == (32, 32) and half.kspace.shape[2] == 51
+
+
+def test_phase_oversampling_of_a_full_scan_and_its_reference(tmp_path, oversampled, coil_images):
+    path = tmp_path / "scan.h5"
+    with Writer(path, fov=120) as file:
+        file.scan(oversampled, torch.ones(FRAMES, SIZE, dtype=torch.bool))
+    scan, reference = scan_from_file(Intake(), path)
+    truth = coil_images.abs().square().sum(dim=1).sqrt()[:, 12:52]
+    np.save(tmp_path / "cropped.npy", truth.numpy())
+    problem = prepare(scan)
+    given = reference_from_file(Intake(), str(tmp_path / "cropped.npy"), "image", scan)
+    for one in (reference, reference_from_file(Intake(), str(path), None, scan), given):
+        image = problem.reference_image(one).abs()
+        assert image.shape == truth.shape and (image - truth).norm() < 0.05 * truth.norm()
+
+
+@pytest.mark.parametrize(("time", "tr", "expected"), [("phase", 0, None), ("phase", 3, None), ("repetition", 3, 81)])
+def test_frame_times_of_other_vendors(tmp_path, oversampled, mask, time, tr, expected):
+    """Their time stamps have no known unit: TR alone says how long a frame takes."""
+    path = tmp_path / "scan.h5"
+    more = f"<sequenceParameters><TR>{tr}</TR></sequenceParameters>" if tr else ""
+    with Writer(path, vendor="GE MEDICAL SYSTEMS", more=more) as file:
+        file.scan(oversampled, mask, time=time)
+    stored = load_scan(path)
+    assert stored.geometry.frame_time_ms == expected and stored.geometry.frame_times_ms is None  # 28, 26, 26, 28 lines
+    assert ("time stamps of ge medical systems have no known unit" in str(stored)) == (expected is None)
 
 
 def test_a_partial_echo_stays_unsampled_and_is_cropped(tmp_path, oversampled, coil_images, mask):

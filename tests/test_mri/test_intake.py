@@ -7,6 +7,7 @@ import pytest
 import scipy.io
 import torch
 
+from mri.formats.detect import result_names
 from mri.fourier import fft2c
 from mri.intake import embedded_scan, reference_from_file, scan_files, scan_from_file
 from mri.intake_settings import DataSettings, Intake, MaskSettings
@@ -155,7 +156,10 @@ def test_folder_of_scans(image, tmp_path):
 def test_scans_that_would_share_a_folder_of_results(image, tmp_path):
     save(tmp_path / "a.npy", image)
     np.savez(tmp_path / "a.npz", image=image.numpy())
-    with pytest.raises(InputError, match="a.npy and a.npz"):
+    save(tmp_path / "b.npy", image)
+    assert result_names(scan_files(tmp_path)) == ["a_npy", "a_npz", "b"]
+    save(tmp_path / "a_npz.npy", image)
+    with pytest.raises(InputError, match="a.npz and a_npz.npy would share"):
         scan_files(tmp_path)
 
 

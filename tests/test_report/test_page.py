@@ -61,6 +61,14 @@ def test_a_report_is_one_file_with_all_that_was_said(tmp_path):
     assert f"python PCsampling_demo_svd.py --data '{EVIL}'" in said
 
 
+def test_warnings_of_the_reader_stand_with_the_others(tmp_path):
+    found = "scan.h5: 4 frames\nwarning: phase 3 has no readout and is left out"
+    text = write(tmp_path / "report.html", notes=["noise: none"], found=found).read_text()
+    said = " ".join(Elements(text).text.split())
+    assert said.count("phase 3 has no readout") == 1 and "warning:" not in said and "No warnings." not in said
+    assert said.index("phase 3 has no readout") < said.index("Images")
+
+
 def test_names_are_escaped(tmp_path):
     text = write(tmp_path / "report.html").read_text()
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text

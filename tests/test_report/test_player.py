@@ -24,13 +24,13 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def opened(page, report):
-    """The report, paused at frame 0."""
+    """The report, paused at the first frame."""
     page.errors.clear()
     page.requests.clear()
     page.open(report)
     page.wait_for("document.body.dataset.ready === 'yes'")
     page.evaluate("document.getElementById('play').textContent === 'Pause' && document.getElementById('play').click()")
-    set_control(page, "frame", 0)
+    set_control(page, "frame", 1)
     yield page
     assert not page.errors
     assert all(url.startswith(("file:", "data:")) for url in page.requests)
@@ -66,7 +66,7 @@ WIPE = "#wipe-canvas"
 def test_it_plays_and_pauses(opened):
     first = pixels(opened, IMAGE)
     opened.evaluate("document.getElementById('play').click()")
-    opened.wait_for("Number(document.getElementById('frame').value) > 0")
+    opened.wait_for("Number(document.getElementById('frame').value) > 1")
     opened.evaluate("document.getElementById('play').click()")
     assert pixels(opened, IMAGE) != first and text(opened, "play") == "Play"
     frame = text(opened, "frame-value")
@@ -76,9 +76,9 @@ def test_it_plays_and_pauses(opened):
 
 def test_the_frame_slider_and_the_time(opened):
     first = pixels(opened, IMAGE)
-    set_control(opened, "frame", 3)
-    assert pixels(opened, IMAGE) != first and text(opened, "frame-value") == "3 / 3, 120 ms"
-    set_control(opened, "frame", 0)
+    set_control(opened, "frame", 4)
+    assert pixels(opened, IMAGE) != first and text(opened, "frame-value") == "4 of 4, 120 ms"
+    set_control(opened, "frame", 1)
     assert pixels(opened, IMAGE) == first
 
 
@@ -171,10 +171,10 @@ def test_error_maps(opened):
 def test_the_keyboard(opened):
     focus(opened, "#panels")
     opened.press("ArrowRight")
-    assert text(opened, "frame-value").startswith("1 /")
+    assert text(opened, "frame-value").startswith("2 of 4")
     opened.press("ArrowLeft")
     opened.press("ArrowLeft")
-    assert text(opened, "frame-value").startswith("3 /")
+    assert text(opened, "frame-value").startswith("4 of 4")
     offset = "document.getElementById('offset').value"
     before, profile = opened.evaluate(offset), pixels(opened, PROFILE)
     for _ in range(6):
@@ -189,7 +189,7 @@ def test_the_keyboard(opened):
     wiped = pixels(opened, WIPE)
     for _ in range(8):
         opened.press("ArrowRight")
-    assert pixels(opened, WIPE) != wiped and text(opened, "frame-value").startswith("3 /")
+    assert pixels(opened, WIPE) != wiped and text(opened, "frame-value").startswith("4 of 4")
 
 
 def test_every_control_is_reached_by_tab_and_the_focus_shows(opened):
