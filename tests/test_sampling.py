@@ -206,7 +206,6 @@ def test_batches_of_frames_give_the_same_score(priors):
         ({"order": ()}, "must name"),
         ({"order": ("global", "middle")}, "must name"),
         ({"batch_size": 0}, "at least 1"),
-        ({"samples": 2}, "needs --sampler cascade"),
     ],
 )
 def test_sampling_settings_that_do_not_fit(models, change, words):
