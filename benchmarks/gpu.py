@@ -146,7 +146,7 @@ def reconstruction(small: bool) -> Iterator[dict]:
             row = {"what": f"cascade, shipped priors, OU {operator}", "precision": "fp32", "compiled": False}
             yield from timed(row, config, (None, None), source)
     iterations = 2 if small else 10
-    for precision, compile in WAYS[:2] if small else WAYS:  # compiled forms last
+    for precision, compile in WAYS[:1] if small else WAYS:  # compiled forms last
         for sampler in ("cascade", "published"):
             config = published_config(small)
             config.sampling.sampler, config.sampling.iterations = sampler, iterations

@@ -32,8 +32,8 @@ from tests.commands import ROOT, TINY, assert_one_sentence, begun, command, name
 from tests.conftest import simple_scan
 from utils.errors import InputError
 
-PICTURES = {"montage.png", "xt_profile.png", "cine.gif"}
-ALWAYS = {"reconstruction.npy", "reconstruction.mat", "config.json", "report.html", *PICTURES}
+PICTURES = {"montage.png", "xt_profile.png", "cine.gif", "deviation.png"}
+ALWAYS = {"reconstruction.npy", "reconstruction.mat", "deviation.npy", "config.json", "report.html", *PICTURES}
 
 
 def demo(*arguments, cwd, priors, succeeds=True):

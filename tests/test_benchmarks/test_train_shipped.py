@@ -61,6 +61,9 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_shipped, "MASKS", (("uniform", 4.0),))
     monkeypatch.setattr(train_shipped, "PHANTOMS", ("phantom100",))
     monkeypatch.setattr(train_shipped, "HEARTS", (100,))
+    testing = train_shipped.cpu_demo.get_config()
+    testing.ou.motion_steps = 6
+    monkeypatch.setattr(train_shipped.cpu_demo, "get_config", lambda: testing)
     monkeypatch.setattr(train_shipped, "improves", lambda rows: (True, f"{len(rows)} rows"))
     out = tmp_path / "out"
     run_here(monkeypatch, train_shipped, "--minutes", 0.04, "--batch", 2, "--size", 64, "--frames", 5, "--scenes", 1,
