@@ -19,7 +19,7 @@ lint: $(READY)
 
 $(READY): requirements.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -r requirements.txt
+	$(BIN)/pip install -qq -r requirements.txt
 	touch $(READY)
 
 clean:
