@@ -77,7 +77,7 @@ class Job:
             "scan_sha256": scan_sha256,
             "mask_sha256": sha256(mask_path) if mask_path else "",
             "maps": sha256(maps) if Path(maps).is_file() else maps,
-            "checkpoints_sha256": [sha256(one.path) for p in priors for one in (p, p.after_motion) if one],
+            "checkpoints_sha256": [sha256(prior.path) for prior in priors],
             "seed": self.seed,
             "data": data, "mask": mask, "sampling": asdict(self.sampling), "ou": asdict(self.ou),
         }))  # fmt: skip

@@ -235,8 +235,6 @@ def reconstruct_problem(
     start_seconds = time.perf_counter() - begun
     unit = OptimizationUnit(result.settings, seed)
     after_motion = unit.operator == "motion" and ou.after != "never" and not result.is_start
-    if after_motion:
-        priors = [prior.after_motion or prior for prior in priors]
     notes = list(problem.notes)
     x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
     extra: dict[str, Any] = {}

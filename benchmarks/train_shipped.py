@@ -4,7 +4,7 @@ Each of GM and LM gets `--minutes`, for as many steps as fit, with the learning 
 are drawn while it trains. Then the cascade reconstructs scans that are neither in the training nor in the tables
 (phantoms, hearts with coils and noise, synthetic scenes, and `--data`) with the optimization unit alone, with the
 shipped priors and with the new ones. If both the mean PSNR and the mean SSIM are above those with the shipped ones,
-the new priors replace them in `checkpoints/scenes`, and the old stay beside them as `*.previous.safetensors`.
+the new priors replace them in `checkpoints`, and the old stay beside them as `*.previous.safetensors`.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--scenes", type=int, default=6, help="synthetic scenes to judge by (default 6)")
     parser.add_argument("--data", action="append", default=[],
                         help="fully sampled scan to judge by as well; not one of the tables")  # fmt: skip
-    parser.add_argument("--checkpoints", type=Path, default=Path(__file__).parents[1] / "checkpoints" / "scenes",
+    parser.add_argument("--checkpoints", type=Path, default=Path(__file__).parents[1] / "checkpoints",
                         help="folder of global.safetensors and local.safetensors (default: shipped)")  # fmt: skip
     parser.add_argument("--workdir", type=Path, help="folder of the training (default: DIR/training)")
     parser.add_argument("--out", type=Path, required=True, help="folder for train_shipped.csv, .md and .json")

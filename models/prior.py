@@ -1,6 +1,6 @@
 """GM and LM as the samplers use them: a network, what it sees of a scan, and its file."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,10 @@ Tensor = torch.Tensor
 MODELS = ("global", "local")
 
 
-def shipped(name: str, sampler: str, operator: str = "llr") -> Path:
-    """The shipped checkpoint of GM or LM (`name`): with context for `cascade`, the paper's kind for `published`.
-
-    Those with context learned what the OU `operator`, `llr` or `motion`, leaves; of LM there is only one for `llr`.
-    """
+def shipped(name: str, sampler: str) -> Path:
+    """The shipped checkpoint of GM or LM (`name`): of moving scenes for `cascade`, the paper's kind for `published`."""
     folder = Path(__file__).parents[1] / "checkpoints"
-    if sampler == "published":
-        folder = folder / "dsm"
-    elif operator == "motion":
-        folder = folder / "motion"
-    return folder / f"{name}.safetensors"
+    return (folder / "dsm" if sampler == "published" else folder) / f"{name}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -49,7 +42,6 @@ class Prior:
     role: str | None = None  # global or local, where the file says it
     run: Score | None = None  # the network compiled or in another precision; None: as it is
     of_scenes: bool = False  # knows images, not what is missing of them: `change` is free of what was measured
-    after_motion: "Prior | None" = None  # what takes its place where the OU followed the motion; None: nothing
 
     @property
     def sigma_min(self) -> float:
@@ -196,9 +188,5 @@ def load_prior(
 
 
 def load_shipped(name: str, sampler: str, *run) -> Prior:
-    """The shipped GM or LM (`name`), with the one for after `motion` where there is one; `run` as of `load_prior`."""
-    prior = load_prior(shipped(name, sampler), *run)
-    path = shipped(name, sampler, "motion")
-    if sampler == "published" or not path.is_file():
-        return prior
-    return replace(prior, after_motion=load_prior(path, *run))
+    """The shipped GM or LM (`name`); `run` as of `load_prior`."""
+    return load_prior(shipped(name, sampler), *run)

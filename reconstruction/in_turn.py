@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from models.prior import Prior
 from mri.holdout import improvement, missing_error
+from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.lowrank.along_motion import Schedule as LowRankSchedule
-from mri.lowrank.along_motion import motion_low_rank
 from reconstruction.calibration import Schedule
 from reconstruction.optimization_unit import OUResult, motion_schedule, put_back
 from reconstruction.prepare import Problem
@@ -24,8 +24,8 @@ Tensor = torch.Tensor
 EVERY = 2  # steps of the OU from one prior to the next
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
 STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
-MARGIN = 0.02  # share of the squared held-out error that the priors must remove: less told nothing (PINCAT)
-MEAN = 0.5  # share of the images with priors in the result, the rest is the OU alone: their errors differ
+MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
+MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
 
 
 def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
@@ -55,9 +55,9 @@ def follow_priors(
 
 
 def solve_in_turn(
-    problem: Problem, priors: list[Prior], result: OUResult, halfway: Tensor, seed: int, bar: tqdm | None = None
+    problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, seed: int, bar: tqdm | None = None
 ) -> Tensor:
-    """The later half of the OU's steps from where it was `halfway`, with the priors: `(frames, height, width)`."""
+    """The later half of the OU's steps as it went on `halfway`, but with the priors: `(frames, height, width)`."""
     schedule = motion_schedule(problem, result.settings.motion_steps)
     follow = follow_priors(priors, schedule, problem.periodic, bar)
     steps = motion_low_rank(
@@ -66,10 +66,6 @@ def solve_in_turn(
     )  # fmt: skip
     (last,) = deque(steps, maxlen=1)
     return last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
-
-
-def _mean(alone: Tensor, followed: Tensor) -> Tensor:
-    return alone + MEAN * (followed - alone)
 
 
 def cascade_in_turn(
@@ -87,14 +83,14 @@ def cascade_in_turn(
         return result.image, Schedule(), result.without_held_out
     assert result.halfway is not None and result.halfway_without is not None
     held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
-    without = _mean(result.without_held_out, solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar))
+    without = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
     noise_std = problem.held_out_noise
     better = improvement(problem.model, problem.measured, held, result.without_held_out, without, noise_std)
     error = torch.where(held[:, None], problem.measured - reduced.model.kspace(result.without_held_out), 0)
     before = missing_error(error, held, problem.model.mask, noise_std)
     count = int(held.sum())
-    if better.share < MARGIN:
+    if better.share < MARGIN or not (better.is_clear or better.share > MUCH):
         return result.image, Schedule((), (0.0,) * len(priors), before, count, before, before), result.without_held_out
-    image = _mean(result.image, solve_in_turn(problem, priors, result, result.halfway, seed, bar))
+    image = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
     after = before * (1 - better.share) ** 0.5
     return image, Schedule((), (STEP_SIZE,) * len(priors), before, count, before, after), without

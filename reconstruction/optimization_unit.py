@@ -73,10 +73,10 @@ class OptimizationUnit:
         """Images by the OU without any network, see `solve_and_halfway`."""
         return self.solve_and_halfway(problem, steps)[0]
 
-    def solve_and_halfway(self, problem: Problem, steps: int = 0) -> tuple[Tensor, Tensor | None]:
+    def solve_and_halfway(self, problem: Problem, steps: int = 0) -> tuple[Tensor, Iterate | None]:
         """Images by the OU without any network, from view sharing: `(frames, height, width)` of unit scale.
 
-        Also, along the motion, the images after half of the steps, for priors to go on from.
+        Also, along the motion, the state after half of the steps, for priors to go on from.
 
         `llr`: FISTA. `hankel`: projection and data consistency in turn. `motion`: low rank along the motion, in `steps`
         steps (0: as the settings say); its result is the low-rank image, with the measured samples put back as far as
@@ -91,7 +91,7 @@ class OptimizationUnit:
         if self.operator == "motion":
             half = motion_schedule(problem, steps or ou.motion_steps).steps // 2
             for step, last in enumerate(self.along_motion(image, problem, steps), 1):
-                halfway = last.consistent if step == half else halfway
+                halfway = last if step == half else halfway
             image = last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
         if self.hankel is not None:
             for _ in tqdm(range(HANKEL_ITERATIONS), desc="OU (hankel)", leave=False, disable=None):
@@ -218,7 +218,7 @@ class OUResult:
     gain
         share of the error of view sharing at the held-out samples that the OU removes.
     halfway, halfway_without
-        images after half of the steps along the motion, with all samples and without the held-out ones.
+        state after half of the steps along the motion, with all samples and without the held-out ones.
     """
 
     image: Tensor
@@ -228,8 +228,8 @@ class OUResult:
     start_without: Tensor | None = None
     is_start: bool = False
     gain: float | None = None
-    halfway: Tensor | None = None
-    halfway_without: Tensor | None = None
+    halfway: Iterate | None = None
+    halfway_without: Iterate | None = None
 
 
 def run_optimization_unit(

@@ -282,7 +282,7 @@ def knowing_prior(truth, remaining=0.5):
     """A prior that knows the answer: its denoiser moves half way to the truth `(frames, height, width)`."""
 
     class Knowing:
-        path, role, passes, after_motion, context = "knowing", None, 1, None, Context()
+        path, role, passes, of_scenes, context = "knowing", None, 1, False, Context()
         network = tiny_network()
 
         def denoise(self, image, model, sigma, periodic):

@@ -238,14 +238,17 @@ class Schedule:
 
 
 class Iterate(NamedTuple):
-    """Images after a step, complex `(frames, height, width)`."""
+    """Images after a step, complex `(frames, height, width)`, and what the next step needs."""
 
     consistent: Tensor  # with the measured samples
     low_rank: Tensor  # before the samples were put back
+    momentum: Tensor  # extrapolated: what the next step shrinks
+    t: float  # of FISTA
+    tracks: dict[int, Tracks]  # by the side of the patches
 
 
 def motion_low_rank(
-    start: Tensor,
+    start: Tensor | Iterate,
     model: ForwardModel,
     measured: Tensor,
     patches: Sequence[int],
@@ -263,7 +266,8 @@ def motion_low_rank(
     Parameters
     ----------
     start
-        images to begin from, complex `(frames, height, width)` of unit scale.
+        images to begin from, complex `(frames, height, width)` of unit scale; or what step `first − 1` of an earlier
+        run yielded: without `follow` the run goes on as that one did.
     model, measured
         A, and y `(frames, coils, ky, kx)` of unit scale, 0 outside the mask.
     patches
@@ -282,9 +286,13 @@ def motion_low_rank(
     """
     schedule = schedule or Schedule()
     generator = torch.Generator().manual_seed(seed)
-    image = momentum = model.consistent(start, measured)
-    t = 1.0
+    torch.randint(stride_of(1), (2 * first,), generator=generator)  # the shifts of the steps before
     tracks: dict[int, Tracks] = {}
+    if isinstance(start, Iterate):
+        image, momentum, t, tracks = start.consistent, start.momentum, start.t, dict(start.tracks)
+    else:
+        image = momentum = model.consistent(start, measured)
+        t = 1.0
     for step in range(first, schedule.steps):
         if step % max(APART, math.ceil(schedule.steps / TRACKINGS)) == 0:
             tracks = {}
@@ -303,4 +311,4 @@ def motion_low_rank(
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         momentum = image + (t - 1) / t_next * (image - previous)
         t = t_next
-        yield Iterate(image, low_rank)
+        yield Iterate(image, low_rank, momentum, t, dict(tracks))

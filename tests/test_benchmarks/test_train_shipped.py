@@ -13,7 +13,7 @@ from tests.commands import ROOT
 from tests.test_benchmarks.commands import run_here
 from utils.files import refuse_existing
 
-SHIPPED = ROOT / "checkpoints" / "scenes"
+SHIPPED = ROOT / "checkpoints"
 
 
 def rows(shipped_scores, new_scores):

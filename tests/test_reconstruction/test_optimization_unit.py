@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.prior import load_prior, load_shipped
+from models.prior import load_prior
 from mri.fourier import fft2c
 from mri.holdout import hold_out_sets
 from mri.masks import make_mask
@@ -127,18 +127,6 @@ def test_reconstruction_says_what_was_chosen(problem, truth, context_priors):
     without = reconstruct_problem(problem, models, replace(SHORT, operator="llr"), CASCADE)
     assert any("optimization unit: locally low rank; held-out" in note for note in without.notes)
     assert evaluate(result.start, truth)["psnr"] > evaluate(without.start, truth)["psnr"] + 2
-
-
-def test_a_prior_for_after_the_motion_takes_the_place_of_the_other(problem, context_priors):
-    one, other = (load_prior(path) for path in context_priors)
-    both = replace(one, after_motion=replace(one, path="after_motion"))
-    used = reconstruct_problem(problem, (both, other), SHORT, CASCADE).settings["checkpoints"]
-    assert used == ["after_motion", other.path]
-    llr = replace(SHORT, operator="llr")
-    assert reconstruct_problem(problem, (both, other), llr, CASCADE).settings["checkpoints"] == [one.path, other.path]
-    gm, lm = (load_shipped(name, "cascade") for name in ("global", "local"))
-    assert gm.after_motion.path.endswith("motion/global.safetensors") and lm.after_motion is None
-    assert load_shipped("global", "published").after_motion is None
 
 
 def test_without_the_unit_nothing_is_searched(problem, context_priors):
