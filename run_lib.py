@@ -226,7 +226,7 @@ def reconstruct_scan(
             np.save(folder / "coil_maps.npy", result.maps.numpy())
         if result.error_std is not None:
             np.save(folder / "deviation.npy", result.error_std.numpy())
-        write_pictures(folder, images, truth, result.error_std)
+        write_pictures(folder, images, truth, result.error_std, len(result.maps))
         (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
         if rows:
             write_scores(folder, rows)

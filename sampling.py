@@ -18,12 +18,11 @@ from mri.noise import chi
 from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
 from reconstruction.calibration import calibrate
-from reconstruction.in_turn import cascade_in_turn, turns
+from reconstruction.in_turn import cascade_in_turn
 from reconstruction.notes import misfit_notes, ou_note, priors_note, report_notes
 from reconstruction.optimization_unit import (
     OptimizationUnit,
     OUResult,
-    motion_schedule,
     run_optimization_unit,
     with_operator,
 )
@@ -252,7 +251,6 @@ def reconstruct_problem(
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
             if after_motion and all(prior.of_scenes for prior in priors):
-                bar.total = 2 * len(turns(motion_schedule(problem, result.settings.motion_steps), len(priors)))
                 x, schedule, without = cascade_in_turn(problem, priors, result, seed, bar)
                 passes = bar.n
             else:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks import scans
 from benchmarks.quality import context_kind
 from benchmarks.scores import write_record
+from mri.metrics import image_error
 from report.tables import markdown, write_csv, write_markdown
 from run_lib import Job
 from sampling import reconstruct_problem
@@ -49,21 +50,6 @@ def agreement(error_std: np.ndarray, error: np.ndarray) -> dict[str, float]:
     area = (ranks.ravel()[worst].sum() - count * (count + 1) / 2) / (count * rest)
     correlation = np.corrcoef(ranks.ravel(), scipy.stats.rankdata(error).ravel())[0, 1]
     return {"rank_correlation": float(correlation), "auc": float(area)}
-
-
-def image_error(image: Tensor, reference: Tensor, coils: int) -> Tensor:
-    """Magnitude of the complex error, real `(frames, height, width)`.
-
-    With several coils the phase of the image depends on the maps, and is constant in time: the reference is given the
-    phase of the image, pixel by pixel. A reference without phase (root sum of squares) is compared in magnitude, which
-    leaves out the error in phase.
-    """
-    if not reference.is_complex():
-        return (image.abs() - reference).abs()
-    if coils > 1:
-        angle = (image * reference.conj()).sum(dim=0).angle()
-        reference = reference * torch.polar(torch.ones_like(angle), angle)
-    return (image - reference).abs()
 
 
 def _rms(values: np.ndarray) -> float:

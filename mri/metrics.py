@@ -84,6 +84,21 @@ def evaluate(image: torch.Tensor, reference: torch.Tensor) -> dict[str, float]:
     }
 
 
+def image_error(image: torch.Tensor, reference: torch.Tensor, coils: int) -> torch.Tensor:
+    """Magnitude of the complex error, real `(frames, height, width)`.
+
+    With several coils the phase of the image depends on the maps, and is constant in time: the reference is given the
+    phase of the image, pixel by pixel. A reference without phase (root sum of squares) is compared in magnitude, which
+    leaves out the error in phase.
+    """
+    if not reference.is_complex():
+        return (image.abs() - reference).abs()
+    if coils > 1:
+        angle = (image * reference.conj()).sum(dim=0).angle()
+        reference = reference * torch.polar(torch.ones_like(angle), angle)
+    return (image - reference).abs()
+
+
 def moving_row(image: torch.Tensor) -> int:
     """The row that most moves along itself over the frames: an x–t profile through it shows the heart.
 

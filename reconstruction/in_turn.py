@@ -83,6 +83,9 @@ def cascade_in_turn(
         return result.image, Schedule(), result.without_held_out
     assert result.halfway is not None and result.halfway_without is not None
     held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
+    if bar is not None:
+        schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
+        bar.total = sum(len(turns(schedule, len(priors))) for schedule in schedules)
     without = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
     noise_std = problem.held_out_noise
     better = improvement(problem.model, problem.measured, held, result.without_held_out, without, noise_std)

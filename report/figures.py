@@ -187,7 +187,7 @@ def error_map_picture(
 
     All magnitudes `(frames, height, width)` in the same units.
     """
-    maps = {"likely error": error_std[frame]} | ({} if error is None else {"error, complex": error[frame]})
+    maps = {"likely error": error_std[frame]} | ({} if error is None else {"error": error[frame]})
     top = float(np.percentile(error_std[frame], 99.5))
     size = _tile(*image.shape[1:])
     step, upper = _columns([f"gldm, frame {frame}", *maps], size[0]), 22

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.io
 import torch
 
-from mri.metrics import COMMON_SCALE_COLUMNS, moving_row
+from mri.metrics import COMMON_SCALE_COLUMNS, image_error, moving_row
 from report.figures import error_map_picture, film, montage, xt_profile
 from report.tables import markdown, write_csv, write_markdown
 
@@ -28,7 +28,7 @@ def write_reconstruction(out: Path, image: Tensor) -> None:
 
 
 def write_pictures(
-    out: Path, images: dict[str, Tensor], reference: Tensor | None, error_std: Tensor | None = None
+    out: Path, images: dict[str, Tensor], reference: Tensor | None, error_std: Tensor | None = None, coils: int = 1
 ) -> None:
     """`montage.png`, `xt_profile.png` and `cine.gif`, the reference first when there is one; `deviation.png`."""
     series = {} if reference is None else {"reference": reference.abs().numpy()}
@@ -39,9 +39,7 @@ def write_pictures(
     xt_profile(out / "xt_profile.png", series, name, moving_row(images["gldm"]))
     film(out / "cine.gif", series, name)
     if error_std is not None:
-        error = None
-        if reference is not None and reference.is_complex():
-            error = (images["gldm"] - reference).abs().numpy()
+        error = None if reference is None else image_error(images["gldm"], reference, coils).numpy()
         path = out / "deviation.png"
         error_map_picture(path, images["gldm"].abs().numpy(), error_std.numpy(), error, frames // 3)
 
