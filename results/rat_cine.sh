@@ -33,5 +33,5 @@ for case in "$@"; do
             --config.ou.operator=$operator --sampler $sampler --out "results/rat_${case}_$sampler" --overwrite
     done
     $python PCsampling_demo_svd.py --data "$data/rat_cine_192x192x8.mat" --frames 16 "${sample[@]}" \
-        --config.sampling.samples=6 --out "results/rat_${case}_shipped" --overwrite
+        --out "results/rat_${case}_shipped" --overwrite
 done
