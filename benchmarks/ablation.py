@@ -131,7 +131,10 @@ def main() -> None:
                 write_tables(out, rows, "\nUnfinished.\n")
     auto = ""
     if config.ou.operator == "auto":
-        auto = " (hankel with the published sampler; motion with the cascade, which after a model applies llr)"
+        auto = (
+            " (hankel with the published sampler; motion with the cascade: priors of moving scenes take turns with it, "
+            "llr follows others)"
+        )
     text = f"ou `yes`: after each model, the operator {config.ou.operator}{auto}. Differences in PSNR:"
     write_tables(out, rows, f"\n{text}\n\n{findings(rows)}\n")
     write_record(out / "ablation.json", "benchmarks.ablation", config)
