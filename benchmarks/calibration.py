@@ -58,17 +58,18 @@ def _rms(values: np.ndarray) -> float:
 
 def picture(path: Path, rows: list[dict]) -> None:
     """PNG: error against prediction, one line per case; the diagonal is a perfect prediction."""
-    figure, axis = plt.subplots(figsize=(4.6, 4.2), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    axis.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     for case in dict.fromkeys((row["scan"], row["pattern"], row["acceleration"], row["noise"]) for row in rows):
         own = [row for row in rows if (row["scan"], row["pattern"], row["acceleration"], row["noise"]) == case]
-        label = f"{case[0]}, {case[1]} R={case[2]}"
+        label = f"{case[0]}, {case[1]} R={case[2]}" + (f", noise {case[3]}" if float(case[3]) else "")
         axis.loglog([row["predicted"] for row in own], [row["error"] for row in own], "o-", markersize=3, label=label)
     ends = [min(row["predicted"] for row in rows), max(row["predicted"] for row in rows)]
     axis.loglog(ends, ends, "k--", linewidth=0.8, label="perfect")
     axis.xaxis.set_minor_formatter(NullFormatter())  # labels between decades would overlap
     axis.set_xlabel("predicted RMS error / brightest pixel")
     axis.set_ylabel("RMS error / brightest pixel")
-    axis.legend(fontsize=7)
+    figure.legend(fontsize=7, loc="outside right upper")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=110)
     plt.close(figure)
