@@ -3,7 +3,8 @@
 `fixtures/regression.npz` holds 256 random projections of every result, which keep relative distances (Johnson and
 Lindenstrauss) and hold no image. Recorded at commit 98c97d2 on 2026-11-25; the same data changed by rounding alone
 (1e-7) moved the rows of the phantom and PINCAT by up to 6e-4 there, since patches that look alike are exchanged.
-Recorded again on 2026-11-26: the radial rows, the error map, and `gldm_synthetic` where priors are followed.
+Recorded again on 2026-11-26: the radial rows (1.1e-3 by rounding alone), the error map, and `gldm_synthetic` where
+priors are followed.
 
 Who may replace them: the rows `ou_only`, `llr` and `hankel` the work on the optimization unit, the rows
 `gldm_synthetic`, `error map` and `train …` the work on the priors, which also moves with the optimization unit.
@@ -33,6 +34,7 @@ from training.objectives import make_objective
 
 RECORDED = np.load(Path(__file__).parent / "fixtures" / "regression.npz")
 SIZE, FRAMES = 64, 8
+ROUNDING = 3e-3
 OU = OUSettings()
 CASCADE = SamplingSettings(sampler="cascade")
 RAT, PINCAT = "rat_cine_192x192x8.mat", "pincat_128x128x50.mat"
@@ -75,8 +77,8 @@ def test_rows_of_the_quality_table(source, pattern, acceleration, problem):
     row = f"{source.split('_')[0]} {pattern} {acceleration}"
     assert distance(f"{row} kspace", scan.measured * scan.scale) < 1e-6
     result = reconstruct_problem(scan, (None, None), OU, CASCADE)
-    assert distance(f"{row} ou_only", result.start) < 1e-3
-    assert distance(f"{row} gldm_synthetic", result.image) < 1e-3
+    assert distance(f"{row} ou_only", result.start) < ROUNDING
+    assert distance(f"{row} gldm_synthetic", result.image) < ROUNDING
 
 
 @pytest.mark.parametrize("operator", ["hankel", "llr"])
