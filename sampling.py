@@ -241,7 +241,7 @@ def reconstruct_problem(
     if sampling.sampler == "published":
         with tqdm(total=sampling.iterations, desc="GLDM (published)") as bar:
             log = SamplerLog(bar)
-            known = priors[0].network.config
+            known = priors[0].network.architecture
             sde = VESDE(known["sigma_min"], known["sigma_max"], sampling.num_scales)
             x = published_cascade(x, A, y, priors, sde, sampling, unit, generator, log)
         passes = len(log.steps) * len(priors) * (1 + NOISE_COPIES)
@@ -272,7 +272,7 @@ def reconstruct_problem(
         "seed": seed,
         "scale": problem.scale,
         "checkpoints": [prior.path for prior in priors],
-        "networks": [prior.network.config for prior in priors],
+        "networks": [prior.network.architecture for prior in priors],
         **extra,
         "passes_per_frame": passes,
     }
@@ -324,7 +324,7 @@ def check_priors(sampling: SamplingSettings, priors: list[Prior]) -> None:
                 f"{prior.path} is a model of weighted k-space (training.objective=dsm or a published checkpoint), "
                 "which only the published sampler uses: add --sampler published."
             )
-    ranges = {tuple(prior.network.config[name] for name in ("sigma_min", "sigma_max")) for prior in priors}
+    ranges = {tuple(prior.network.architecture[name] for name in ("sigma_min", "sigma_max")) for prior in priors}
     if sampling.sampler == "published" and (len(ranges) > 1 or len({prior.weight.data_std for prior in priors}) > 1):
         raise InputError(
             f"{' and '.join(prior.path for prior in priors)} differ in their noise levels or in data_std; give GM "

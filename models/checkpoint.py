@@ -17,8 +17,8 @@ Tensor = torch.Tensor
 
 
 def save_model(model: NCSNpp, path: str | os.PathLike, **extra_metadata: Any) -> None:
-    """Write weights, `model.config` and `extra_metadata` (JSON types) to `path`, whole or not at all."""
-    metadata = {name: json.dumps(value) for name, value in {**extra_metadata, "config": model.config}.items()}
+    """Write weights, `model.architecture` and `extra_metadata` (JSON types) to `path`, whole or not at all."""
+    metadata = {name: json.dumps(value) for name, value in {**extra_metadata, "config": model.architecture}.items()}
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_path(path) as temporary:
         save_file(weights, temporary, metadata=metadata)

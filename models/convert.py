@@ -314,7 +314,7 @@ def _fixture_noise(model: NCSNpp, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """
     if isinstance(model.features, FourierFeatures):
         return model.noise_value(sigma), sigma
-    config = model.config
+    config = model.architecture
     if sigma.min() < 0 or sigma.max() >= config["num_scales"]:
         raise InputError(f"sigma holds places on a ladder of {config['num_scales']}; some lie outside it.")
     ladder = np.geomspace(config["sigma_max"], config["sigma_min"], config["num_scales"], dtype=np.float32)

@@ -99,8 +99,8 @@ class NCSNpp(nn.Module):
 
     Attributes
     ----------
-    config
-        All the above in plain JSON types: `NCSNpp(**model.config)` builds the same network.
+    architecture
+        All the above in plain JSON types: `NCSNpp(**model.architecture)` builds the same network.
 
     Raises
     ------
@@ -141,9 +141,9 @@ class NCSNpp(nn.Module):
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.config: dict[str, Any] = {name: list(value) if isinstance(value, (list, tuple)) else value
+        self.architecture: dict[str, Any] = {name: list(value) if isinstance(value, (list, tuple)) else value
                        for name, value in arguments.items()}
-        _check_config(self.config)
+        _check_config(self.architecture)
         self.in_channels = in_channels or num_channels
         self.divisor = patch * 2 ** (len(ch_mult) - 1)
         channels_in, num_channels = self.in_channels * patch**2, num_channels * patch**2
@@ -182,7 +182,7 @@ class NCSNpp(nn.Module):
         in_time: Callable[[int], TemporalBlock | None],
     ) -> tuple[nn.ModuleList, list[int]]:
         """The levels on the way down, and the channels of every feature image kept for the way up."""
-        config = self.config
+        config = self.architecture
         levels, kept, channels = nn.ModuleList(), [config["nf"]], config["nf"]
         for i, multiplier in enumerate(config["ch_mult"]):
             width = config["nf"] * multiplier
@@ -211,7 +211,7 @@ class NCSNpp(nn.Module):
         kept: list[int],
     ) -> nn.ModuleList:
         """The levels on the way up, coarsest first; `kept` are the channels that the way down leaves."""
-        config = self.config
+        config = self.architecture
         levels, channels, kept = nn.ModuleList(), kept[-1], list(kept)
         output_skip = config["progressive"] == "output_skip"
         coarsest = len(config["ch_mult"]) - 1
@@ -232,15 +232,16 @@ class NCSNpp(nn.Module):
         return levels
 
     def _attends(self, level: int) -> bool:
-        return self.config["image_size"] // self.config["patch"] // 2**level in self.config["attn_resolutions"]
+        known = self.architecture
+        return known["image_size"] // known["patch"] // 2**level in known["attn_resolutions"]
 
     def noise_value(self, sigma: Tensor) -> Tensor:
         """What the noise embedding is computed from, `(batch,)`: log σ, or the place of σ on the ladder."""
         if isinstance(self.features, FourierFeatures):
             return torch.log(sigma)
-        top, bottom = self.config["sigma_max"], self.config["sigma_min"]
+        top, bottom = self.architecture["sigma_max"], self.architecture["sigma_min"]
         # In double precision, because a thousand steps share a logarithm of about six.
-        place = torch.log(top / sigma.double()) / math.log(top / bottom) * (self.config["num_scales"] - 1)
+        place = torch.log(top / sigma.double()) / math.log(top / bottom) * (self.architecture["num_scales"] - 1)
         return place.to(sigma.dtype)
 
     def forward(self, x: Tensor, sigma: Tensor, neighbours: Tensor | None = None) -> Tensor:
@@ -278,9 +279,9 @@ class NCSNpp(nn.Module):
         bottom, right = -height % self.divisor, -width % self.divisor
         if bottom or right:
             x = pad(x, (0, right, 0, bottom), mode="reflect")
-        if not self.config["centered"]:
+        if not self.architecture["centered"]:
             x = 2 * x - 1
-        patch = self.config["patch"]
+        patch = self.architecture["patch"]
         if patch > 1:
             x = pixel_unshuffle(x, patch)
         h = self.conv_in(x)
@@ -297,7 +298,7 @@ class NCSNpp(nn.Module):
         if patch > 1:
             out = pixel_shuffle(out, patch)
         out = out[..., :height, :width]
-        return divide_by_sigma(out, sigma) if self.config["scale_by_sigma"] else out
+        return divide_by_sigma(out, sigma) if self.architecture["scale_by_sigma"] else out
 
     def _check_input(self, x: Tensor, sigma: Tensor, neighbours: Tensor | None) -> None:
         if x.ndim != 4 or x.shape[1] != self.in_channels:
@@ -308,14 +309,14 @@ class NCSNpp(nn.Module):
             raise InputError(
                 f"The network takes one noise level an image, ({len(x)},), not {tuple(sigma.shape)}."
             )
-        if self.config["temporal"] and (neighbours is None or neighbours.shape != (2, len(x))):
+        if self.architecture["temporal"] and (neighbours is None or neighbours.shape != (2, len(x))):
             raise InputError(
                 f"A temporal network takes the neighbours of every frame, (2, {len(x)}), not "
                 f"{None if neighbours is None else tuple(neighbours.shape)}."
             )
         if any(n <= -n % self.divisor for n in x.shape[2:]):
             raise InputError(
-                f"A network of {len(self.config['ch_mult'])} levels needs height and width of at least "
+                f"A network of {len(self.architecture['ch_mult'])} levels needs height and width of at least "
                 f"{self.divisor // 2 + 1}, not {x.shape[2]} × {x.shape[3]}: take a larger image."
             )
 

@@ -46,7 +46,7 @@ class Prior:
     @property
     def sigma_min(self) -> float:
         """Smallest noise level that the network was trained for, per real channel."""
-        return self.network.config["sigma_min"]
+        return self.network.architecture["sigma_min"]
 
     @property
     def passes(self) -> int:
@@ -112,7 +112,7 @@ class Prior:
             when the frames of a pass do not fit into the memory; suggests a number that does.
         """
         run = self.network if self.run is None else self.run
-        if self.network.config["temporal"]:
+        if self.network.architecture["temporal"]:
             parts: list[Any] = [(x, levels, neighbours)]
             field = "--config.data.frames"
         else:
@@ -173,9 +173,10 @@ def load_prior(
             ) from None
     else:
         raise InputError(f"{path}: a checkpoint is a .safetensors of main.py or a published .pth; give one of these.")
-    if network.config["num_channels"] != 2:
+    channels = network.architecture["num_channels"]
+    if channels != 2:
         raise InputError(
-            f"{path} is a network of {network.config['num_channels']} channels; k-space has 2, real and imaginary: "
+            f"{path} is a network of {channels} channels; k-space has 2, real and imaginary: "
             "use a checkpoint of this project or a published one."
         )
     network = network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

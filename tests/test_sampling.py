@@ -236,7 +236,7 @@ def test_published_checkpoint_gets_the_published_weight(tmp_path):
     torch.save(
         {
             "optimizer": {},
-            "model": named_to_upstream(network.state_dict(), network.config),
+            "model": named_to_upstream(network.state_dict(), network.architecture),
             "ema": {"decay": 0.999, "num_updates": 1, "shadow_params": shadow},
             "step": 1,
         },
@@ -244,7 +244,7 @@ def test_published_checkpoint_gets_the_published_weight(tmp_path):
     )
     prior = load_prior(path)
     assert prior.weight == KspaceWeight.published()
-    assert not prior.network.config["centered"]
+    assert not prior.network.architecture["centered"]
 
 
 def test_checkpoint_without_a_weight(tmp_path):

@@ -69,7 +69,7 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
     """
     other, metadata = load_model(path)
     weights, own = other.state_dict(), network.state_dict()
-    if not other.config["temporal"]:
+    if not other.architecture["temporal"]:
         weights.update({name: value for name, value in own.items() if ".temporal." in name})
     theirs = ["frame", *Context.from_mapping(metadata["context"]).images] if "context" in metadata else ["frame"]
     ours = ["frame", *(context.images if context else [])]

@@ -109,6 +109,21 @@ def _scaling(dataset: Any) -> dict[str, Any]:
     }
 
 
+def refuse_unreadable(file: Path, dataset: Any) -> None:
+    """Raise `InputError` for images that are compressed in a way that no installed decoder reads."""
+    from pydicom.pixels import get_decoder
+
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if not syntax.is_encapsulated:
+        return
+    try:
+        known = get_decoder(syntax).is_available
+    except NotImplementedError:
+        known = False
+    if not known:
+        raise InputError(f"{file} is compressed as {syntax.name}, which is not read; export it uncompressed.")
+
+
 def classic_frame(file: Path, dataset: Any) -> Frame:
     """The image of a file of its own."""
     expected = number(dataset, "CardiacNumberOfImages")

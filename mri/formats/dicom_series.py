@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from mri.formats.checksum import sha256
-from mri.formats.dicom_frames import Frame, classic_frame, enhanced_frames, number
+from mri.formats.dicom_frames import Frame, classic_frame, enhanced_frames, number, refuse_unreadable
 from mri.formats.limits import check_size
 from mri.formats.stored import Finding, ReadOptions, Stored, choose_slice, finished
 from mri.geometry import Geometry
@@ -89,6 +89,7 @@ def _of_file(file: Path) -> tuple[str, str, list[Frame]]:
             return uid, its_number, []
         if dataset.get("SamplesPerPixel", 1) != 1:
             raise InputError(f"{file} holds colours; export the images as grey values.")
+        refuse_unreadable(file, dataset)
         several = int(number(dataset, "NumberOfFrames") or 1) > 1
         return uid, its_number, enhanced_frames(file, dataset) if several else [classic_frame(file, dataset)]
     except (InputError, PermissionError):
@@ -147,11 +148,7 @@ def _pixels(path: Path, frame: Frame) -> np.ndarray:
     """The image, rescaled, float32 `(rows, columns)`."""
     try:
         pixels = frame.pixels()
-    except (NotImplementedError, RuntimeError, ImportError):  # of pydicom, without a decoder for this compression
-        raise InputError(
-            f"{frame.file} is compressed in a way that is not read; decompress it (gdcmconv --raw)."
-        ) from None
-    except Exception:  # as above
+    except Exception:  # each decoder has exceptions of its own
         raise InputError(f"{frame.file} has pixels that are damaged or cut short; export it again.") from None
     if not np.isfinite([frame.slope, frame.intercept]).all() or frame.slope == 0:
         raise InputError(f"{frame.file} has the rescale slope {frame.slope:g}; correct its header.")

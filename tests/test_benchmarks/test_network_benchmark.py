@@ -48,8 +48,8 @@ def test_random_priors_are_of_the_kind_that_the_sampler_needs():
         assert [prior.role for prior in priors] == ["global", "local"]
         check_priors(SamplingSettings(sampler=sampler), list(priors))
         for prior in priors:
-            assert (prior.context is not None) == prior.network.config["temporal"] == (sampler == "cascade")
-            assert prior.network.config["init_scale"] == 1
+            assert (prior.context is not None) == prior.network.architecture["temporal"] == (sampler == "cascade")
+            assert prior.network.architecture["init_scale"] == 1
 
 
 def test_networks_that_do_not_fit_the_memory_are_reported(monkeypatch):

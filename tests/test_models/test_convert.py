@@ -58,8 +58,8 @@ def random_network(config, seed):
 
 def write_published(path, model, averaged):
     """A file as published training writes it: DataParallel keys, a ladder buffer, an optimizer, an EMA."""
-    state = {f"module.{k}": v for k, v in named_to_upstream(model.state_dict(), model.config).items()}
-    ema_state = named_to_upstream(averaged.state_dict(), averaged.config)
+    state = {f"module.{k}": v for k, v in named_to_upstream(model.state_dict(), model.architecture).items()}
+    ema_state = named_to_upstream(averaged.state_dict(), averaged.architecture)
     ema = {
         "decay": 0.999,
         "num_updates": 7,
@@ -96,7 +96,7 @@ def test_our_keys_round_trip(name):
     model = random_network(VARIANTS[name], 0)
     state = model.state_dict()
     assert sorted(ours for _, ours in upstream_keys(model)) == sorted(state)
-    back = upstream_to_named(named_to_upstream(state, model.config), model.config)
+    back = upstream_to_named(named_to_upstream(state, model.architecture), model.architecture)
     for key, value in state.items():
         torch.testing.assert_close(back[key], value, rtol=0, atol=0)
 
@@ -104,11 +104,11 @@ def test_our_keys_round_trip(name):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_configuration_from_weights(name):
     model = random_network(VARIANTS[name], 0)
-    inferred = NCSNpp(**infer_config(named_to_upstream(model.state_dict(), model.config))).config
+    inferred = NCSNpp(**infer_config(named_to_upstream(model.state_dict(), model.architecture))).architecture
     # With one level, an output pyramid changes nothing.
     if len(inferred["ch_mult"]) == 1:
-        inferred |= {"progressive": model.config["progressive"]}
-    assert inferred == model.config
+        inferred |= {"progressive": model.architecture["progressive"]}
+    assert inferred == model.architecture
 
 
 def test_published_file_gives_the_averaged_network(published):
@@ -165,7 +165,7 @@ def test_our_file_round_trip(tmp_path):
     path = tmp_path / "new" / "model.safetensors"
     save_model(model, path, step=5, data_std=0.25, note="é")
     loaded, metadata = load_model(path)
-    assert metadata == {"step": 5, "data_std": 0.25, "note": "é", "config": model.config}
+    assert metadata == {"step": 5, "data_std": 0.25, "note": "é", "config": model.architecture}
     assert not loaded.training
     for name, value in model.state_dict().items():
         torch.testing.assert_close(loaded.state_dict()[name], value.contiguous(), rtol=0, atol=0)
@@ -174,7 +174,7 @@ def test_our_file_round_trip(tmp_path):
 
 def our_file(path, **changes):
     model = NCSNpp(**PUBLISHED)
-    metadata = {"config": json.dumps({**model.config, **changes})}
+    metadata = {"config": json.dumps({**model.architecture, **changes})}
     save_file(dict(model.state_dict()), path, metadata=metadata)
 
 
@@ -208,7 +208,7 @@ def small_fixture(path, **changes):
     model = random_network(PUBLISHED, 0)
     x, sigma = torch.rand(1, 2, 8, 8), torch.ones(1)
     arrays = {f"weights/{k}": v.numpy() for k, v in named_to_upstream(model.state_dict(), PUBLISHED).items()}
-    arrays |= {"input": x.numpy(), "sigma": sigma.numpy(), "config": json_bytes(model.config)}
+    arrays |= {"input": x.numpy(), "sigma": sigma.numpy(), "config": json_bytes(model.architecture)}
     arrays["score"] = model(x, sigma).detach().numpy()
     np.savez(path, **{k: v for k, v in {**arrays, **changes}.items() if v is not None})
 

@@ -196,13 +196,13 @@ def test_equals_reference(name):
     model = random_network(CONFIGS[name])
     x, sigma = random_input(CONFIGS[name])
     time = sigma
-    if model.config["embedding_type"] == "positional":
+    if model.architecture["embedding_type"] == "positional":
         time = torch.tensor([3.0, 41.0], dtype=torch.float64)
-        top, bottom, steps = (model.config[key] for key in ("sigma_max", "sigma_min", "num_scales"))
+        top, bottom, steps = (model.architecture[key] for key in ("sigma_max", "sigma_min", "num_scales"))
         sigma = top * (bottom / top) ** (time / (steps - 1))
-    weights = named_to_upstream(model.state_dict(), model.config)
+    weights = named_to_upstream(model.state_dict(), model.architecture)
     with torch.inference_mode():
-        expected = reference_score(weights, model.config, x, time)
+        expected = reference_score(weights, model.architecture, x, time)
         torch.testing.assert_close(model(x, sigma), expected, rtol=1e-8, atol=1e-8 * float(expected.abs().max()))
     assert expected.abs().max() > 1e-3
 
@@ -213,7 +213,7 @@ def test_gradient_reaches_every_parameter(name):
     model(*random_input(CONFIGS[name])).square().mean().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     # The bias of the attention's keys shifts all logits of a pixel alike: its gradient is rounding.
-    expected = [n for n, _ in model.named_parameters() if not model.config["conditional"] and ".shift." in n]
+    expected = [n for n, _ in model.named_parameters() if not model.architecture["conditional"] and ".shift." in n]
     assert [n for n in without if not n.endswith("key.bias")] == expected
 
 
@@ -275,8 +275,8 @@ def test_unsupported_configurations(change, sentence):
 
 def test_config_is_json_and_rebuilds_the_network():
     model = NCSNpp(**{**SMALL, "ch_mult": (1, 2)}, in_channels=5)
-    config = json.loads(json.dumps(model.config))
-    assert config == model.config
+    config = json.loads(json.dumps(model.architecture))
+    assert config == model.architecture
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     assert {name: value.shape for name, value in NCSNpp(**config).state_dict().items()} == shapes
 

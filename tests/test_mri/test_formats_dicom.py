@@ -221,6 +221,40 @@ def test_series_that_are_refused(tmp_path, values):
     refusal(tmp_path / "empty", "folder")
 
 
+@pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
+def test_compressed_images(syntax, tmp_path, values):
+    """As archives keep them; a damaged one is not mistaken for one that cannot be read."""
+    gdcm = pytest.importorskip("gdcm")
+    folder = classic(tmp_path / "series", values, RescaleSlope=1.0, RescaleIntercept=0.0)  # GDCM writes no others
+    for file in folder.iterdir():
+        reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+        reader.SetFileName(str(file))
+        assert reader.Read()
+        change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, syntax)))
+        change.SetInput(reader.GetImage())
+        assert change.Change()
+        writer.SetFile(reader.GetFile())
+        writer.SetImage(change.GetOutput())
+        writer.SetFileName(str(file))
+        assert writer.Write()
+    assert pydicom.dcmread(folder / "IM3.dcm").file_meta.TransferSyntaxUID.is_compressed
+    assert torch.equal(load_scan(folder).data.real[:, 0], torch.from_numpy(values.astype(np.float32)))
+    whole = (folder / "IM3.dcm").read_bytes()
+    (folder / "IM3.dcm").write_bytes(whole[: int(0.7 * len(whole))])
+    with pytest.raises(InputError, match="damaged or cut short"):
+        load_scan(folder)
+
+
+def test_compression_that_nothing_reads_is_named(tmp_path, values):
+    folder = classic(tmp_path / "series", values)
+    one = pydicom.dcmread(folder / "IM3.dcm")
+    one.PixelData = pydicom.encaps.encapsulate([one.PixelData])
+    one["PixelData"].is_undefined_length = True
+    one.file_meta.TransferSyntaxUID = pydicom.uid.HTJ2KLossless
+    one.save_as(folder / "IM3.dcm")
+    refusal(folder, "IM3.dcm", "compressed as High-Throughput JPEG 2000", "uncompressed")
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_files_that_are_cut_short(tmp_path, values, share):
     folder = classic(tmp_path / "series", values)

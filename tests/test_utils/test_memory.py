@@ -22,7 +22,8 @@ class Holding(torch.nn.Module):
 
     def __init__(self, network, frames):
         super().__init__()
-        self.network, self.frames, self.divisor, self.config = network, frames, network.divisor, network.config
+        self.network, self.frames = network, frames
+        self.divisor, self.architecture = network.divisor, network.architecture
 
     def forward(self, x, sigma, neighbours=None):
         if len(x) > self.frames:
