@@ -187,7 +187,7 @@ def expectation(problem: Problem, settings: OUSettings) -> str:
     memory = LIBRARIES_GB + 8e-9 * frames * height * width * (IMAGES_HELD + COIL_IMAGES_HELD * coils)
     several = f" of {coils} virtual coils" if coils > 1 else ""
     words = f"optimization unit: {frames} frames{several}, {height} x {width}, take about {max(seconds, 1):.0f} s"
-    return f"{words} (with GM and LM up to twice that) and {memory:.1f} GB" if seconds else ""
+    return f"{words} (with GM and LM up to three times that) and {memory:.1f} GB" if seconds else ""
 
 
 def with_operator(settings: OUSettings, sampler: str) -> OUSettings:
