@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from tqdm import tqdm
@@ -34,6 +35,7 @@ STEPS_PER_ACCELERATION, FEWEST_STEPS, MOST_STEPS = 12, 24, 80  # motion: missing
 LAST, LAST_ESTIMATED, LAST_OF_IMAGES = 0.85, 0.75, 0.5
 CLEAN = 0.002  # noise per pixel below which all measured samples are put back
 LIBRARIES_GB, IMAGES_HELD, COIL_IMAGES_HELD = 0.5, 28, 4  # memory: measured at 16 × 192², and 24 × 128² of 8 coils
+CENTRE_SHARE = 0.5  # motion: with the central line in fewer of the frames, it is shared for the first half of the steps
 CHECK_STEPS = 16  # motion: steps that suffice to see whether it does harm
 PUT_BACK_ESTIMATED = 0.2  # share of the measured samples that is put back where σ is estimated
 
@@ -102,14 +104,18 @@ class OptimizationUnit:
         """Images after every step of `mri.lowrank.along_motion`, with the settings of this OU."""
         ou = self.settings
         schedule = motion_schedule(problem, steps or ou.motion_steps)
-        found = motion_low_rank(
-            start, problem.model, problem.measured, ou.motion_patches, schedule, problem.periodic, self.seed
-        )
+        rest = (ou.motion_patches, schedule, problem.periodic, self.seed)
+        known = with_shared_centre(problem, start)
         with contextlib.ExitStack() as stack:
             bar = self.bar or stack.enter_context(_bar(schedule.steps))
-            for one in found:
-                yield one
-                bar.update()
+            state: Tensor | Iterate = start
+            half = schedule.steps // 2
+            for one, first, last in ((known, 0, half), (problem, half, schedule.steps)):
+                found = motion_low_rank(state, one.model, one.measured, *rest, first=first)
+                for step in islice(found, last - first):
+                    yield step
+                    state = step
+                    bar.update()
 
     def check(self, frames: int, height: int, width: int) -> None:
         """Raise `InputError` for a window, rank or patch that does not fit a scan of this shape."""
@@ -149,6 +155,22 @@ def schedule_for(share: float, noise: float = 0.0, steps: int = 0) -> Schedule:
     last = max(FLOOR, noise)
     first = min(FIRST * max(1.0, FIRST_SHARE / share) ** 2, MOST_FIRST)
     return Schedule(max(first, 2 * last), last, steps)
+
+
+def with_shared_centre(problem: Problem, shared: Tensor) -> Problem:
+    """The problem with the central line of every frame, taken from view sharing where few frames have sampled it.
+
+    Without it the brightness of the frames that have not sampled it drifts as the first, large thresholds shrink them.
+    """
+    mask = problem.model.mask
+    centre = mask.shape[1] // 2
+    if not is_lines(mask) or mask[:, centre].any(dim=-1).double().mean() >= CENTRE_SHARE:
+        return problem
+    filled = mask.clone()
+    filled[:, centre] = True
+    measured = torch.where(mask[:, None], problem.measured, problem.model.kspace(shared))
+    measured = torch.where(filled[:, None], measured, 0)
+    return replace(problem, model=replace(problem.model, mask=filled), measured=measured)
 
 
 def put_back(problem: Problem) -> float:

@@ -8,6 +8,7 @@ import torch
 from models.prior import load_prior
 from mri.fourier import fft2c
 from mri.holdout import hold_out_sets
+from mri.lowrank.along_motion import motion_low_rank
 from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom, simulate_scan
@@ -19,10 +20,12 @@ from reconstruction.optimization_unit import (
     run_optimization_unit,
     schedule_for,
     with_operator,
+    with_shared_centre,
 )
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, SamplingSettings
 from sampling import reconstruct_problem
+from tests.conftest import simple_scan
 from utils.errors import InputError
 
 SHORT = OUSettings(operator="motion", motion_patches=(6,), motion_steps=10)
@@ -151,3 +154,30 @@ def test_auto_depends_on_the_sampler():
 def test_bad_settings(problem, change, words):
     with pytest.raises(InputError, match=words):
         run_optimization_unit(problem, OUSettings(**{"operator": "motion", **change}))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_the_later_half_goes_on_as_one_run_would(steps):
+    scan, _ = simple_scan(5)
+    found = prepare(scan)
+    unit = OptimizationUnit(OUSettings(operator="motion", motion_patches=(6, 4), motion_steps=steps))
+    start = found.view_sharing()
+    *_, one = motion_low_rank(
+        start, found.model, found.measured, (6, 4), motion_schedule(found, steps), found.periodic, 0
+    )  # fmt: skip
+    halves = list(unit.along_motion(start, found))
+    assert len(halves) == steps and torch.equal(halves[-1].low_rank, one.low_rank)
+
+
+def test_a_central_line_that_few_frames_have_is_shared_at_first():
+    """Without it the brightness of the other frames drifts: far below view sharing, not beside it."""
+    image = make_phantom(16, 64, 3)
+    mask = make_mask("uniform", (16, 64, 64), 4, 0)
+    problem = prepare(Scan.from_arrays(fft2c(image), mask))
+    truth = image.abs() / problem.scale
+    errors = [(one.abs() - truth).norm() ** 2 / truth.norm() ** 2
+              for one in (problem.view_sharing(), run_optimization_unit(problem, OUSettings(operator="motion")).image)]
+    assert errors[1] < 0.5 * errors[0]
+    mask[:, 32] = True
+    complete = prepare(Scan.from_arrays(fft2c(image), mask))
+    assert with_shared_centre(complete, complete.view_sharing()) is complete
