@@ -26,7 +26,8 @@ import run_lib
 from benchmarks import scans
 from benchmarks.network import build, peak_of, random_network
 from benchmarks.quality import Priors
-from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, synthetic
+from configs.ve import SIAT_kdata_ncsnpp, cpu_demo
+from configs.ve import scenes as scenes_config
 from models.convert import fixture_error, load_fixture
 from models.precision import compiled, in_precision
 from models.prior import Prior
@@ -123,12 +124,13 @@ def random_priors(config: ml_collections.ConfigDict, precision: str = "fp32", co
 
     def prior(role: str, seed: int) -> Prior:
         torch.manual_seed(seed)
-        context = CONTEXTS[role].of_completion() if cascade else None
+        context = CONTEXTS[role] if cascade else None
         network = random_network(settings, context).to(device(), memory_format=torch.channels_last)
         network = network.eval().requires_grad_(False)
         run = in_precision(compiled(network, device()) if compile else network, precision, device())
         weight = KspaceWeight(power=0.0 if cascade else 1.0, gain=1.0, data_std=DATA_STD)
-        return Prior(network, weight, "random", config.sampling.batch_size, context, role=role, run=run)
+        return Prior(network, weight, "random", config.sampling.batch_size, context, role=role, run=run,
+                     of_scenes=cascade)  # fmt: skip
 
     return prior("global", 0), prior("local", 1)
 
@@ -200,11 +202,11 @@ def training(small: bool) -> Iterator[dict]:
     """Images per second of `main.py --mode=train`, with data, logs and optimizer, from its own log."""
     steps = 4 if small else 40
     cases = [(published_config(small), precision, compile) for precision, compile in (WAYS[:2] if small else WAYS)]
-    scenes = synthetic.get_config()
-    scenes.training.scenes = 2 if small else 16
+    moving = scenes_config.get_config()
     if small:
-        scenes.model.image_size, scenes.model.nf = 64, 8
-    cases += [(scenes, precision, compile) for precision, compile in (WAYS[:1] if small else WAYS)]
+        moving.model.image_size, moving.model.nf = 64, 8
+        moving.training.scene_frames = moving.training.batch_size = 4
+    cases += [(moving, precision, compile) for precision, compile in (WAYS[:1] if small else WAYS)]
     cases.sort(key=lambda case: case[2])  # compiled forms last
     with tempfile.TemporaryDirectory() as folder:
         for number, (config, precision, compile) in enumerate(cases):

@@ -24,7 +24,7 @@ from benchmarks import scans
 from benchmarks.network_reference import plain_resampling
 from benchmarks.scores import write_record
 from benchmarks.speed import peak_mib, seconds_of
-from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, synthetic
+from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, scenes
 from models.context import Context, neighbours
 from models.ncsnpp import NCSNpp
 from models.precision import PRECISIONS, Score, compiled, in_precision
@@ -41,7 +41,7 @@ Tensor = torch.Tensor
 NETWORKS = {
     "published": SIAT_kdata_ncsnpp.get_config,
     "small": cpu_demo.get_config,
-    "synthetic": synthetic.get_config,
+    "scenes": scenes.get_config,
 }
 MODES = ("forward", "training")  # training: with gradients of all weights, without the optimizer
 COLUMNS = ("network", "size", "batch", "mode", "form", "precision", "seconds", "frames_per_s", "ratio",
@@ -84,7 +84,7 @@ def build(name: str, size: int) -> NCSNpp:
     config = NETWORKS[name]()
     config.model.image_size = size
     settings = ModelSettings.from_mapping(config.model)
-    return random_network(settings, CONTEXTS["global"].of_completion() if settings.temporal else None)
+    return random_network(settings, CONTEXTS["global"] if settings.temporal else None)
 
 
 def random_network(settings: ModelSettings, context: Context | None) -> NCSNpp:

@@ -75,7 +75,7 @@ def configuration(flags: argparse.Namespace) -> ml_collections.ConfigDict:
     config.lock()  # so that --set cannot invent a field
     for assignment in flags.set:
         field, equals, value = assignment.partition("=")
-        field, value = current_field(field, value)
+        field = current_field(field, value)
         try:
             config.update_from_flattened_dict({field: _literal(value)})
         except (KeyError, TypeError, ValueError):

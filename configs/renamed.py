@@ -14,17 +14,18 @@ RENAMED = {
     "data.scan_size": "data.size",
     "data.image_size": "model.image_size",
     "mask.seed": "seed",
-    "training.hidings": "training.splits",
 }
 
-VALUES = {("training.objective", "measured"): "self_supervised"}  # a value that has another name now
-
+_COMPLETION = (
+    "priors of what the optimization unit leaves gained less than priors of moving scenes; give "
+    "training.objective=scenes (checkpoints of the old kind are still read)"
+)
 _CONTEXT = "GM always sees the temporal mean; both models see the merged frame, own and near samples"
 _NETWORK = "NCSN++ is built as published; other checkpoints are still read"
 _CONSTANT = "now fixed at its former default"
 _ADAPT = (
-    "adapting the priors to one scan never improved the benchmarks; train on the scan with "
-    "training.objective=self_supervised"
+    "adapting the priors to one scan never improved the benchmarks; train on with the scan by "
+    "training.objective=scenes, data.path and training.init"
 )
 _FEW_STEPS = "these priors were always rejected in the few-step cascade; k-space priors need --sampler published"
 
@@ -39,6 +40,7 @@ REMOVED = {
        for model in ("global", "local") for name in ("mean", "merge", "own", "near")},
     **{f"training.{name}": _CONSTANT for name in (
         "max_gain", "max_shift", "sigma_jitter", "error_gain", "partial_share", "noisy_share")},
+    **{f"training.{name}": _COMPLETION for name in ("ou", "scenes", "steps", "splits", "hidings")},
     "training.image_freq": "images are logged with every snapshot (training.snapshot_freq)",
     **{f"optim.{name}": _CONSTANT for name in ("beta1", "eps", "grad_clip")},
     **{f"sampling.{name}": _ADAPT for name in ("adapt", "adapt_steps", "adapt_margin")},
@@ -68,6 +70,7 @@ REMOVED = {
 
 REMOVED_VALUES = {
     ("ou.operator", "both"): "hankel after llr undid what llr gained; choose llr, hankel or motion",
+    **{("training.objective", name): _COMPLETION for name in ("synthetic", "self_supervised", "measured")},
 }
 
 REMOVED_FLAGS = {"adapt": _ADAPT}
@@ -96,13 +99,12 @@ def current_arguments(arguments: list[str]) -> list[str]:
         field = plain_name.removeprefix("config.")
         if not equals and number + 1 < len(arguments) and not arguments[number + 1].startswith("-"):
             value, skip = arguments[number + 1], True  # --field value
-        new, changed = current_field(field, value)
-        if new != field or changed != value:
-            print(f"warning: --config.{field}{f'={value}' if changed != value else ''} is now --config.{new}"
-                  f"{f'={changed}' if changed != value else ''}", file=sys.stderr)  # fmt: skip
+        new = current_field(field, value)
+        if new != field:
+            print(f"warning: --config.{field} is now --config.{new}", file=sys.stderr)
             prefix = argument[: len(argument) - len(argument.lstrip("-"))]
             no = "no" if plain_name != name else ""
-            found.append(f"{prefix}{no}config.{new}" + (f"={changed}" if equals or skip else ""))
+            found.append(f"{prefix}{no}config.{new}" + (f"={value}" if equals or skip else ""))
         else:
             found.append(argument)
             if skip:
@@ -110,20 +112,20 @@ def current_arguments(arguments: list[str]) -> list[str]:
     return found
 
 
-def current_field(field: str, value: str = "") -> tuple[str, str]:
-    """Today's name and value of a field.
+def current_field(field: str, value: str = "") -> str:
+    """Today's name of a field.
 
     Raises
     ------
     InputError
-        when it was removed, with the reason.
+        when it, or its value, was removed, with the reason.
     """
     if field in REMOVED:
         raise InputError(f"config.{field} was removed: {REMOVED[field]}.")
     new = RENAMED.get(field, field)
     if (new, value) in REMOVED_VALUES:
         raise InputError(f"config.{field}={value} was removed: {REMOVED_VALUES[new, value]}.")
-    return new, VALUES.get((new, value), value)
+    return new
 
 
 def current_record(record: dict[str, Any]) -> dict[str, Any]:
@@ -153,9 +155,7 @@ def current_record(record: dict[str, Any]) -> dict[str, Any]:
             new_part, new_name = new.split(".", 1)
             if field == "data.frames" or (field != new and new_name in found.get(new_part, {}) and not value):
                 continue  # the twin field of embedded phantoms
-            value = VALUES.get((new, value), value) if isinstance(value, str) else value
             found.setdefault(new_part, {})[new_name] = value
-    found.get("training", {}).setdefault("ou", "llr")
     return found
 
 

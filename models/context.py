@@ -1,7 +1,7 @@
 """Context channels: what a prior sees besides the noisy frame, from other frames and from the measured samples."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -47,10 +47,6 @@ class Context:
     def from_mapping(cls, fields: Mapping[str, Any]) -> "Context":
         """From a mapping of the attributes, as the metadata of a checkpoint hold it."""
         return cls(tuple(fields["offsets"]), *(bool(fields[name]) for name in ("mean", "merge", "own", "near")))
-
-    def of_completion(self) -> "Context":
-        """The same with what was measured, for a network that completes an under-sampled scan."""
-        return replace(self, merge=True, own=True, near=True)
 
     def to_dict(self) -> dict:
         return {**asdict(self), "offsets": list(self.offsets)}

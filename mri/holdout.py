@@ -169,25 +169,6 @@ def hold_out(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tenso
     return mask & ~held_out, held_out
 
 
-def hold_out_for_training(mask: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """As `hold_out`; for masks of lines, one in eight of the lines outside the ACS is held out too.
-
-    Held-out ACS lines resemble missing lines in their distance in time, but cover low frequencies only; the other lines
-    cover all frequencies, but their nearest neighbour is a whole period away. Training needs both.
-    """
-    kept, held_out = hold_out(mask, seed=seed)
-    if (rows_first := lines_along_rows(mask)) is not mask:
-        kept, held_out = hold_out_for_training(rows_first, seed)
-        return kept.mT, held_out.mT
-    if not is_lines(mask) or not held_out.any():
-        return kept, held_out
-    generator = torch.Generator().manual_seed(seed)
-    outside = ~acs_rows(mask)
-    chosen = torch.rand(mask.shape[:2], generator=generator).to(mask.device) < 1 / 8
-    held_out = held_out | (mask & (chosen & outside)[:, :, None])
-    return mask & ~held_out, held_out
-
-
 def missing_error(error: Tensor, held_out: Tensor, mask: Tensor, noise_std: float = 0.0) -> float:
     """Standard deviation per real channel and pixel of the image error in the missing samples.
 

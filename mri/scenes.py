@@ -1,8 +1,8 @@
-"""Synthetic moving scenes without anatomy, and their acquisitions: training data without end for the priors.
+"""Synthetic moving scenes without anatomy: training data without end for the priors.
 
 A scene is a few layers of piecewise-constant tissue with texture, warped by smooth motions in time. It has what
 a dynamic scan has (edges that move, wring, slide and change brightness; phase; shading) and no body in
-particular, so that what a network learns on it is how missing k-space follows from its neighbours in time.
+particular, so that what a network learns on it is how moving images look, whatever is in them.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import torch
 from torch.nn.functional import grid_sample, interpolate
 
 from mri.fourier import fft2c, ifft2c
-from mri.masks import make_mask
 from utils.arguments import LARGEST_SEED, integer_between
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
@@ -113,41 +112,6 @@ def make_scene(
     image = torch.polar(image.abs(), _phase(draw, shape, frames, periodic))
     image = _cut(image, height, width)
     return (image / image.abs().max().clamp(min=1e-12)).to(torch.complex64), periodic
-
-
-@dataclass(frozen=True)
-class SceneAcquisition:
-    """The under-sampled measurement of a scene: both `(frames, height, width)`."""
-
-    kspace: Tensor  # measured samples with noise, 0 elsewhere
-    mask: Tensor  # bool
-
-
-def acquire_scene(image: Tensor, seed: int = 0) -> SceneAcquisition:
-    """Measure a scene with a random pattern, acceleration, ACS, order of the lines, and noise.
-
-    Patterns are those of `mri.masks`, R from 2 to 12 (at most the number of frames: more would leave lines that no
-    frame has) and 0 to 20 ACS lines.
-    """
-    draw = Draw(seed, image.device)
-    frames, height, width = image.shape
-    pattern = draw.choice(("uniform",) * 6 + ("random", "random", "lattice", "radial", "radial"))
-    accelerations = (2, 3, 4, 4, 4, 4, 5, 6, 6, 8, 8, 8, 8, 10, 12)
-    acceleration = draw.choice([value for value in accelerations if value <= frames] or [1])
-    acs = min(draw.choice((2, 4, 6, 8, 8, 8, 8, 12, 16, 20)), height // 4)
-    if pattern == "radial":
-        acs = 0
-    mask = make_mask(pattern, (frames, height, width), acceleration, acs, draw.integer(0, 999))
-    if pattern in ("uniform", "lattice") and draw.coin(0.25):  # not the sequential order
-        order = torch.cat([
-            torch.randperm(acceleration, generator=draw.generator) + first
-            for first in range(0, frames, acceleration)
-        ])
-        lattice = make_mask("uniform", (int(order.max()) + 1, *image.shape[1:]), acceleration, acs)
-        mask = lattice[order[:frames]]
-    mask = mask.to(image.device)
-    noise = draw.log_uniform(2e-4, 1e-2) / 2**0.5 * torch.view_as_complex(draw.normal(*image.shape, 2))
-    return SceneAcquisition(torch.where(mask, fft2c(image) + noise, 0), mask)
 
 
 # ---------------------------------------------------------------------------------------------- drawing

@@ -449,7 +449,7 @@ def test_results_folder_that_is_a_file(tmp_path, context_priors, magnitude):
 
 def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     flags = [flag for flag in TINY if "n_iters" not in flag and "snapshot_freq=" not in flag]
-    flags += ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.optim.schedule=cosine"]
+    flags += ["--config.training.objective=scenes", "--config.optim.schedule=cosine"]
     flags += ["--config.training.snapshot_freq=1"]
     first = command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path)
     assert "exp/global/model.safetensors" in first.stdout and "exp/local/model.safetensors" in first.stdout
@@ -457,7 +457,7 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     assert kept == ["checkpoint_1.pth", "checkpoint_2.pth", "checkpoint_3.pth"]
     assert "is at step 3 already" in command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path).stdout
     prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
-    assert prior.context.offsets == (-2, -1, 1, 2) and not prior.context.mean and prior.remaining > 0
+    assert prior.context.offsets == (-2, -1, 1, 2) and not prior.context.mean and prior.of_scenes
 
     resume = tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth"
     whole = resume.read_bytes()
@@ -472,16 +472,15 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     command("main.py", *other, "--model=local", init, "--config.optim.lr=0.0", cwd=tmp_path)
     gm = load_model(tmp_path / "exp" / "global" / "model.safetensors")[0].state_dict()
     lm = load_model(tmp_path / "other" / "local" / "model.safetensors")[0].state_dict()
-    columns = [*range(2), *range(4, 12), *range(16, 22)]  # frame; −2, −1, +1, +2; merge, own, near
+    columns = [*range(2), *range(4, 12)]  # frame; −2, −1, +1, +2
     assert torch.equal(lm["conv_in.weight"], gm["conv_in.weight"][:, columns])
     done = command("main.py", *other, init, "--config.model.nf=16", "--workdir=third", cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "another architecture")
 
 
-def test_priors_with_context_reconstruct(tmp_path, context_priors, magnitude):
-    flags = ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.training.n_iters=2"]
-    command("main.py", *TINY, *flags, cwd=tmp_path)
-    own = [tmp_path / "exp" / name / "model.safetensors" for name in ("global", "local")]
+def test_priors_of_what_the_ou_leaves_reconstruct(tmp_path, context_priors, magnitude):
+    """Checkpoints of the kind that was trained until 2026-11-26."""
+    own = context_priors
     demo("--data", magnitude, "--sampler", "cascade", "--out", "out", cwd=tmp_path, priors=own)
     record = json.loads((tmp_path / "out" / "config.json").read_text())
     assert record["config"]["data"]["periodic"] is False  # 4 frames do not tell
@@ -493,27 +492,6 @@ def test_priors_with_context_reconstruct(tmp_path, context_priors, magnitude):
     assert not names(tmp_path / "out") & {"deviation.npy", "deviation.png"}  # nothing was held out
     done = demo("--data", magnitude, "--sampler", "published", "--out", "no", cwd=tmp_path, priors=own, succeeds=False)
     assert_one_sentence(done, "--sampler cascade")
-
-
-def test_priors_learn_from_scans_that_nobody_has_the_rest_of(tmp_path):
-    """`self_supervised` sees what a scanner gives: under-sampled k-space, of two scans of one size."""
-    (tmp_path / "scans").mkdir()
-    for seed in (1, 2):
-        kspace = fft2c(make_phantom(5, 64, seed))
-        mask = make_mask("uniform", tuple(kspace.shape), 3, 8, seed)
-        np.save(tmp_path / "scans" / f"{seed}.npy", torch.where(mask, kspace, 0).to(torch.complex64).numpy())
-    flags = [*TINY, "--config.training.objective=self_supervised", "--config.training.splits=2"]
-    flags += ["--config.data.path=scans"]
-    flags += ["--config.data.key=kspace", "--config.sampling.sampler=cascade", "--config.ou.llr_iterations=5"]
-    command("main.py", *flags, cwd=tmp_path)
-    prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
-    assert prior.context is not None and 0 < prior.remaining < 1.1
-    assert prior.weight.power == 0
-    data = sorted(names(tmp_path / "exp" / "data"))
-    assert len(data) == 2 and data[0].startswith("self_supervised_2_") and "_after_" in data[1]
-    own = [tmp_path / "exp" / name / "model.safetensors" for name in MODELS]
-    demo("--data", "scans/1.npy", "--key", "kspace", "--out", "out", cwd=tmp_path, priors=own)
-    assert names(tmp_path / "out") == ALWAYS
 
 
 def test_removed_flags_and_renamed_fields(tmp_path, context_priors, magnitude):

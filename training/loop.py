@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import pickle
 import sys
 import threading
@@ -185,7 +186,8 @@ class Training:
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = ExponentialMovingAverage(self.parameters, run.model.ema_rate)
         self.optimizer = make_optimizer(self.parameters, run.optim.lr)
-        self.step, self.mean_loss = 0, None
+        self.step = 0
+        self.mean_loss: float | None = None
         self.frames = 0  # since the last entry of the log
 
     def run(self) -> None:
@@ -211,13 +213,13 @@ class Training:
                 loss, norm, stopping = self._train_step(batches, stop.asked)
                 self.step += 1
                 before = self.mean_loss or loss
-                self.mean_loss = [0.99 * mean + 0.01 * new for mean, new in zip(before, loss, strict=True)]
+                self.mean_loss = 0.99 * before + 0.01 * loss
                 bar.update()
                 if log and (self.step % LOG_STEPS == 0 or self.step == settings.n_iters):
                     rate = self.frames / (time.perf_counter() - since)
                     since, self.frames = time.perf_counter(), 0
-                    bar.set_postfix(loss=f"{self.mean_loss[-1]:.4f}", images_per_s=f"{rate:.1f}")
-                    for name, value in {"loss": loss[-1], "gradient_norm": norm, "images_per_s": rate}.items():
+                    bar.set_postfix(loss=f"{self.mean_loss:.4f}", images_per_s=f"{rate:.1f}")
+                    for name, value in {"loss": loss, "gradient_norm": norm, "images_per_s": rate}.items():
                         log.add_scalar(name, value, self.step)
                 if log and self.step % settings.snapshot_freq == 0:
                     log.add_image(*self.objective.example(self.network, self.device), self.step)
@@ -239,35 +241,35 @@ class Training:
         for batch in loader:
             yield type(batch)(*(tensor.to(self.device, non_blocking=gpu) for tensor in batch))
 
-    def _train_step(self, batches: Iterator, asked: bool) -> tuple[list[float], float, bool]:
-        """The loss (after each step of a cascade), the norm of its gradient, whether any process was asked to stop."""
+    def _train_step(self, batches: Iterator, asked: bool) -> tuple[float, float, bool]:
+        """The loss, the norm of its gradient, and whether any process was asked to stop."""
         settings = self.settings.training
         parts = [next(batches) for _ in range(settings.accumulation)]
         # of dropout; after the loader, which takes a number when it begins
         torch.manual_seed(seed_of(self.settings.seed, self.step, self.processes.rank))
-        own = sum(float(self.objective.size(part)) for part in parts)
+        own = sum(self.objective.size(part) for part in parts)
         size, stop, frames = self.processes.total(own, asked, sum(len(part[0]) for part in parts))
         self.frames += int(frames)
         self.optimizer.zero_grad(set_to_none=True)
-        losses = []
+        own_loss = 0.0
         for number, part in enumerate(parts, 1):
             together = self.processes.count == 1 or number == len(parts)
             with contextlib.nullcontext() if together else self.parallel.no_sync():
-                losses.append(self._add_gradient(part, size))
+                own_loss += self._add_gradient(part, size)
         norm = optimize(self.optimizer, self.parameters, self.settings.optim, self.step, settings.n_iters)
         self.ema.update(self.parameters)
-        loss = self.processes.total(*np.sum(losses, axis=0))
-        if not np.isfinite(loss).all():
+        (loss,) = self.processes.total(own_loss)
+        if not math.isfinite(loss):
             raise InputError(f"the loss of {self.name} is not finite at step {self.step}; lower optim.lr.")
         return loss, norm, stop > 0
 
-    def _add_gradient(self, part: tuple[Tensor, ...], size: float) -> list[float]:
+    def _add_gradient(self, part: tuple[Tensor, ...], size: float) -> float:
         """The share of a loss and, in the gradients, its own; told what fits when the memory does not hold it."""
 
-        def backward(score: Score, part: tuple[Tensor, ...]) -> list[float]:
+        def backward(score: Score, part: tuple[Tensor, ...]) -> float:
             share = self.objective.loss(score, part) / size
-            (share.mean() * self.processes.count).backward()  # gradients are averaged, losses are shares of a sum
-            return share.tolist()
+            (share * self.processes.count).backward()  # gradients are averaged, losses are shares of a sum
+            return share.item()
 
         def attempt(count: int) -> None:
             backward(in_precision(self.network, self.settings.training.precision, self.device),
@@ -360,7 +362,8 @@ class Training:
         self.network.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.ema.load_state_dict(state["ema"])
-        self.step, self.mean_loss = state["step"], state["mean_loss"]
+        self.step, mean = state["step"], state["mean_loss"]
+        self.mean_loss = mean[-1] if isinstance(mean, list) else mean  # one for each step of a cascade, once
         self._tell(f"resuming {path} at step {self.step}")
 
     def _tell(self, words: str) -> None:

@@ -1,4 +1,4 @@
-"""What a prior is trained for: `dsm` (the paper's), `synthetic` (moving scenes), `self_supervised` (held-out samples).
+"""What a prior is trained for: `dsm` (the paper's: merged frames), `scenes` (clean moving images).
 
 An objective draws its batches, gives the loss of a network on one, and says what a checkpoint must record so that
 a reconstruction can use the network.
@@ -6,36 +6,24 @@ a reconstruction can use the network.
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
-from datasets import CleanScenes, NoisyScenes, PseudoReferenceFrames, SceneBatch, SceneFrames
-from losses import NoisyBatch, PreparedScene, completion_loss, completion_size, draw_noise, dsm_loss, scene_loss
-from models.completion import State, denoise_consistently, tweedie_changes
+from datasets import CleanScenes, NoisyScenes, PseudoReferenceFrames
+from losses import NoisyBatch, draw_noise, dsm_loss, scene_loss
+from models.completion import State, tweedie_changes
 from models.context import Context
 from models.precision import Score
-from models.prior import load_prior
-from mri.formats import sha256
 from mri.fourier import ifft2c
 from mri.operators import ForwardModel
 from mri.weighting import KspaceWeight, from_channels
 from sde_lib import VESDE
 from training.processes import ALONE, Processes
-from training.scene_files import (
-    advance_scenes,
-    advanced_file,
-    draw_scenes,
-    own_images,
-    pseudo_reference_file,
-    scene_file,
-    self_supervised_file,
-)
+from training.pseudo_references import own_images, pseudo_reference_file
 from training.settings import RunSettings, TrainingSettings
-from utils.errors import InputError
 from utils.frame_file import open_frames
 
 Tensor = torch.Tensor
@@ -66,10 +54,10 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, score: Score, batch: tuple[Tensor, ...]) -> Tensor:
-        """Summed over the batch: `(steps,)`, after each step of a cascade that is trained through."""
+        """Summed over the batch."""
 
     @abstractmethod
-    def size(self, batch: tuple[Tensor, ...]) -> Tensor | float:
+    def size(self, batch: tuple[Tensor, ...]) -> float:
         """What the summed loss is divided by, also summed; of all processes, when several share a batch."""
 
     @abstractmethod
@@ -99,7 +87,7 @@ class DenoisingScoreMatching(Objective):
         return draw_noise(self.data.draw(generator), self.sde, generator)
 
     def loss(self, score: Score, batch: NoisyBatch) -> Tensor:
-        return dsm_loss(score, batch)[None]
+        return dsm_loss(score, batch)
 
     def size(self, batch: NoisyBatch) -> float:
         return batch.x.numel()
@@ -120,53 +108,6 @@ class DenoisingScoreMatching(Objective):
             stages = [ifft2c(self.weight.inverse(from_channels(s)))[0].abs() for s in (x, noisy, denoised)]
             rows.append(torch.cat([s / stages[0].max() for s in stages], dim=1))
         return "clean, noisy, denoised", torch.cat(rows)[None].clamp(0, 1).cpu()
-
-
-class Completion(Objective):
-    """Remove the artefacts that the OU leaves: in synthetic scenes, or at held-out samples of real scans.
-
-    Parameters
-    ----------
-    scenes
-        prepared ones; the first `count` are drawn from.
-    """
-
-    def __init__(self, settings: RunSettings, scenes: Sequence[PreparedScene], count: int, name: str) -> None:
-        training = settings.training
-        self.name, self.frames_per_draw = name, frames_per_draw(training)
-        self.steps, self.lowest = training.steps, settings.model.sigma_min
-        self.context = CONTEXTS[name].of_completion()
-        self.kind = training.objective
-        self.data = SceneFrames(scenes, count, self.frames_per_draw, training.columns)
-
-    def draw(self, generator: torch.Generator) -> SceneBatch:
-        return self.data.draw(generator)
-
-    def loss(self, score: Score, batch: SceneBatch) -> Tensor:
-        scales = batch.sigma_scale[batch.place == 0].tolist()
-        return completion_loss(score, batch.scans(), scales, self.context, self.steps, self.lowest)
-
-    def size(self, batch: SceneBatch) -> Tensor:
-        return completion_size(batch.scans())
-
-    def metadata(self) -> dict:
-        return {"weight": KspaceWeight.none().to_dict(), "objective": self.kind, "context": self.context.to_dict()}
-
-    @torch.no_grad()
-    def example(self, score: Score, device: torch.device) -> tuple[str, Tensor]:
-        """The first frame of three scans: truth, start, denoised, the error × 10 of the last two: `(1, H, W)`."""
-        rows = []
-        for seed in range(3):
-            draw = self.draw(torch.Generator().manual_seed(seed))
-            (scan,) = SceneBatch(*(tensor.to(device) for tensor in draw)).scans()
-            (after,) = denoise_consistently(score, [scan.state], self.context, [scan.error_std()], self.lowest)
-            combined = (scan.truth * scan.maps.conj()).sum(dim=1)
-            truth, start, denoised = (image[0].abs() for image in (combined, scan.start, after.image))
-            errors = [10 * (image[0] - combined[0]).abs() for image in (scan.start, after.image)]
-            rows.append(torch.cat([truth, start, denoised, *errors], dim=1))
-        width = max(row.shape[1] for row in rows)  # scans that are not sampled in lines are not cut
-        rows = [torch.nn.functional.pad(row, (0, width - row.shape[1])) for row in rows]
-        return "truth, start, denoised, errors x 10", torch.cat(rows)[None].clamp(0, 1).cpu()
 
 
 class SceneDenoising(Objective):
@@ -192,7 +133,7 @@ class SceneDenoising(Objective):
         scenes = batch.scenes()
         states = [State(one.noisy, _unmeasured(one.noisy), bool(one.periodic[0])) for one in scenes]
         sigmas = [float(one.sigma[0]) for one in scenes]
-        return scene_loss(score, states, [one.clean for one in scenes], sigmas, self.context)[None]
+        return scene_loss(score, states, [one.clean for one in scenes], sigmas, self.context)
 
     def size(self, batch: NoisyScenes) -> float:
         return 2 * batch.clean.numel()
@@ -225,45 +166,15 @@ def pad_to(image: Tensor, size: int) -> Tensor:
     return torch.nn.functional.pad(image, (0, size - image.shape[1], 0, size - image.shape[0]))
 
 
-Made = TypeVar("Made")
-
-
 def make_objective(settings: RunSettings, workdir: Path, name: str, processes: Processes = ALONE) -> Objective:
     """The objective of `training.objective` for GM or LM (`name`), its data prepared in `workdir/data`.
 
-    The data are memory-mapped files, made once by the first process. `synthetic` draws its scenes into
-    `scenes_<size>.npy`; a run that wants more scenes adds them. LM learns from what GM leaves
-    (`…_after_<checksum of GM>.npy`), so GM must be there.
-
-    Raises
-    ------
-    InputError
-        when LM is trained without GM.
+    That of `dsm` is a memory-mapped file, made once by the first process; `scenes` draws while it trains.
     """
-    training, folder = settings.training, workdir / "data"
-    made: Callable[[Callable[[], Made]], Made] = processes.first_before_others
-    if training.objective == "dsm":
-        path = made(lambda: pseudo_reference_file(settings, folder, name))
+    if settings.training.objective == "dsm":
+        path = processes.first_before_others(lambda: pseudo_reference_file(settings, workdir / "data", name))
         return DenoisingScoreMatching(settings, open_frames(path), name)
-    if training.objective == "scenes":
-        return SceneDenoising(settings, own_images(settings) if settings.intake.data.path else [], name)
-    gm = workdir / "global" / "model.safetensors"
-    if name == "local" and not gm.is_file():
-        raise InputError(f"{gm} is not there, and LM learns from what GM leaves; train --model=global first.")
-    if training.objective == "synthetic":
-        size = settings.intake.data.size or settings.model.image_size
-        scenes, count = scene_file(folder, training.ou, size), training.scenes
-        workers = loader_workers(training, processes.device)
-        made(lambda: draw_scenes(scenes, count, size, training.ou, workers))
-    else:
-        scenes = made(lambda: self_supervised_file(settings, folder))
-        count = len(scenes)
-    if name == "global":
-        return Completion(settings, scenes, count, name)
-    advanced = advanced_file(scenes, sha256(gm))
-    prior = load_prior(gm, processes.device)
-    made(lambda: advance_scenes(scenes, advanced, count, prior, processes.device))
-    return Completion(settings, advanced, count, name)
+    return SceneDenoising(settings, own_images(settings) if settings.intake.data.path else [], name)
 
 
 def loader_workers(training: TrainingSettings, device: torch.device) -> int:

@@ -11,7 +11,7 @@ from reconstruction.settings import PRECISIONS, OUSettings, PrepareSettings
 from utils.errors import InputError
 from utils.settings import Settings, setting
 
-OBJECTIVES = ("dsm", "scenes", "synthetic", "self_supervised")
+OBJECTIVES = ("dsm", "scenes")
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class TrainingSettings(Settings):
     part: ClassVar[str] = "training"
 
     objective: str = setting(
-        "dsm", "dsm: published, denoise merged frames; scenes: denoise moving scenes, synthetic or of data.path; "
-        "synthetic: what the OU leaves of them; self_supervised: samples held out of the scans", choices=OBJECTIVES
+        "dsm", "dsm: published, denoise merged frames; scenes: denoise moving scenes, synthetic or of data.path",
+        choices=OBJECTIVES,
     )  # fmt: skip
     batch_size: int = setting(4, "frames per step, of all processes and accumulated parts together", least=1)
     accumulation: int = setting(1, "gradient accumulation steps per process", least=1)
@@ -80,14 +80,8 @@ class TrainingSettings(Settings):
     snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
     compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
     init: str = setting("", "model.safetensors to begin from, for GM and LM alike; empty: at random")
-    ou: str = setting("llr", "synthetic, self_supervised with ou.operator=auto: OU whose artefacts are learned",
-                      choices=("llr", "motion"))  # fmt: skip
-    scenes: int = setting(2000, "synthetic: number of scenes", least=1)
-    scene_frames: int = setting(16, "scenes, synthetic, self_supervised: most frames of one scan in a batch", least=1)
-    columns: int = setting(48, "synthetic, self_supervised: image columns of a sample, for masks of lines; scenes: "
-                           "side of a sample; 0: all", least=0)  # fmt: skip
-    steps: int = setting(2, "synthetic, self_supervised: denoising steps per prior, in training and in use", least=1)
-    splits: int = setting(8, "self_supervised: ways to hold out samples of each scan", least=1)
+    scene_frames: int = setting(16, "scenes: most frames of one scan in a batch", least=1)
+    columns: int = setting(48, "scenes: side of a sample, pixels; 0: model.image_size", least=0)
 
 
 @dataclass(frozen=True)

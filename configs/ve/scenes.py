@@ -2,20 +2,30 @@
 
 import ml_collections
 
-from configs.ve.synthetic import get_config as get_synthetic_config
+from configs.ve.cpu_demo import get_config as get_small_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = get_synthetic_config()
+    config = get_small_config()
 
     model = config.model
+    model.nf = 32
+    model.ch_mult = (1, 2, 2)
+    model.num_res_blocks = 1
+    model.patch = 2
+    model.temporal = True
+    model.ema_rate = 0.995
     model.sigma_min = 0.001       # per real channel, in units of the scan's scale
     model.sigma_max = 0.2
 
     training = config.training
     training.objective = "scenes"
     training.columns = 64
+    training.batch_size = 32
     training.n_iters = 100000
     training.snapshot_freq = 1000
+
+    config.optim.lr = 1.5e-3
+    config.optim.schedule = "cosine"
 
     return config

@@ -96,7 +96,7 @@ def test_without_memory_a_row_says_so(monkeypatch):
 
 def test_command(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    run_here(monkeypatch, network, "--device", "cpu", "--networks", "synthetic", "--size", 32, "--batch", "1,2",
+    run_here(monkeypatch, network, "--device", "cpu", "--networks", "scenes", "--size", 32, "--batch", "1,2",
              "--forms", "plain,native,triton", "--precision", "fp32", "--rounds", 1, "--out", out)  # fmt: skip
     told = capsys.readouterr().out
     assert "triton left out" in told and "times plain" in told and "TFLOP/s" in told

@@ -19,7 +19,7 @@ from utils.errors import InputError
 
 @pytest.fixture(scope="module")
 def scan():
-    return simple_scan(8, 96, seed=3)
+    return simple_scan(6, 64, seed=3)
 
 
 @pytest.fixture(autouse=True)

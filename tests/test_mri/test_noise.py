@@ -14,10 +14,11 @@ from mri.masks import make_mask
 from mri.noise import chi, misfit, per_channel
 from mri.phantom import simulate_scan
 from mri.scan import Scan
-from reconstruction.optimization_unit import run_optimization_unit
+from reconstruction.optimization_unit import OptimizationUnit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, PrepareSettings
 from sampling import reconstruct
+from tests.conftest import tiny_config
 
 OU = OUSettings(operator="llr", llr_iterations=30)
 
@@ -60,13 +61,12 @@ def test_orthonormal_transform_keeps_the_level_and_networks_count_per_channel():
 
 @pytest.mark.parametrize("noise", [0.0, 0.005, 0.01, 0.02, 0.05])
 def test_true_maps_are_silent_and_shifted_maps_are_not(noise):
+    scan, simulated = scan_of(6, noise, frames=5, noise_std=noise)
+    scan = Scan.from_arrays(scan.kspace, scan.mask, noise_std=noise, coil_maps=simulated.maps)
+    true = prepare(scan, PrepareSettings(virtual_coils=6))
     for shift, expected in ((0, False), (10, True)):
-        scan, simulated = scan_of(6, noise, frames=5, noise_std=noise)
-        scan = Scan.from_arrays(scan.kspace, scan.mask, noise_std=noise, coil_maps=simulated.maps)
-        problem = prepare(scan, PrepareSettings(virtual_coils=6))
-        model = replace(problem.model, maps=torch.roll(problem.model.maps, shift, dims=2))
-        problem = replace(problem, model=model)
-        image = run_optimization_unit(problem, OU).image
+        problem = replace(true, model=replace(true.model, maps=torch.roll(true.model.maps, shift, dims=2)))
+        image = OptimizationUnit(OU).solve(problem)
         assert misfit(problem.model, image, problem.measured, problem.noise_std) == expected
 
 
@@ -75,10 +75,12 @@ def test_estimated_maps_fit_and_a_misfit_is_said(context_priors):
 
     models = [load_prior(path) for path in context_priors]
     scan, simulated = scan_of(4, 0.01)
-    fits = reconstruct(scan.kspace, scan.mask, *models, noise_samples=simulated.noise)
+    config = tiny_config()
+    config.sampling.sampler, config.ou.motion_patches, config.ou.motion_steps = "cascade", (8, 4), 15
+    fits = reconstruct(scan.kspace, scan.mask, *models, config, noise_samples=simulated.noise)
     assert fits.chi < 1.5 and not any("warning" in note for note in fits.notes)
     wrong = reconstruct(
-        scan.kspace, scan.mask, *models, noise_samples=simulated.noise, maps=torch.roll(simulated.maps, 4, 2)
+        scan.kspace, scan.mask, *models, config, noise_samples=simulated.noise, maps=torch.roll(simulated.maps, 4, 2)
     )
     for words in ("warning: the residual", "warning: the coil maps fit this scan poorly"):
         assert wrong.chi > 2 and any(words in note and "--maps" in note for note in wrong.notes)

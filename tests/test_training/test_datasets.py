@@ -15,7 +15,7 @@ from mri.weighting import KspaceWeight
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, PrepareSettings
 from training import settings as parts
-from training.scene_files import pseudo_reference_file
+from training.pseudo_references import pseudo_reference_file
 from utils.errors import InputError
 from utils.frame_file import open_frames
 

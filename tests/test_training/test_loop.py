@@ -23,8 +23,8 @@ from training.processes import ALONE, Processes
 from utils.errors import InputError
 from utils.frame_file import append_frames, open_frames
 
-SCENES = ["--config.training.objective=synthetic", "--config.training.scenes=2", "--config.model.temporal"]
-# two scans a part, narrow (lines) and whole (radial) ones, which are seen in passes of their own
+SCENES = ["--config.training.objective=scenes", "--config.model.temporal"]
+# two scenes a part
 BATCH = ["--config.training.batch_size=16", "--config.training.scene_frames=2", "--config.training.columns=32"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
