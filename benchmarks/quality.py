@@ -19,6 +19,7 @@ from benchmarks.baselines import bart, l_plus_s, llr, temporal_tv
 from benchmarks.baselines.fillings import nearest_merge, zero_filled
 from benchmarks.panel import panel
 from benchmarks.scores import SCORES, over_seeds, timed, write_record
+from benchmarks.zero_shot import own_priors
 from models.prior import Prior, load_prior, shipped
 from mri.metrics import evaluate, moving_row
 from reconstruction.optimization_unit import CHECK_STEPS, run_optimization_unit, with_operator
@@ -32,6 +33,7 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 
 Tensor = torch.Tensor
+Priors = tuple[Prior | None, Prior | None]
 
 COLUMNS = ("scan", "pattern", "acceleration", "noise", "method", *SCORES)
 SWEEP_COLUMNS = ("scan", "pattern", "acceleration", "noise", "method", "chosen", "PSNR of each λ")
@@ -45,8 +47,8 @@ class Method:
     strengths: tuple[float, ...] = (0.0,)  # λ to choose from; one for a method that has none
 
 
-def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, Prior | None]) -> dict[str, Method]:
-    """Name → method, in the order of the table."""
+def all_methods(config: ml_collections.ConfigDict, models: Priors, own_steps: int) -> dict[str, Method]:
+    """Name → method, in the order of the table; `own_steps` of the trainings on the scan alone."""
     return {
         "zero_filled": plain(zero_filled),
         "nearest_merge": plain(nearest_merge),
@@ -59,15 +61,18 @@ def all_methods(config: ml_collections.ConfigDict, models: tuple[Prior | None, P
         # the published sampler starts from zero-filled k-space
         "gldm_published": ours(config, partial(published_kind, models), sampler="published", start="zero_filled"),
         "gldm": ours(config, lambda device: context_kind(models), sampler="cascade"),
+        "gldm_own": zero_shot(config, own_steps, continued=False),
+        "gldm_continued": zero_shot(config, own_steps, continued=True),
     }
 
 
+TRAINED = ("gldm_own", "gldm_continued")  # minutes a scan: asked for by name alone
 CINE = ("reference", "zero_filled", "nearest_merge", "bart_llr", "gldm")  # side by side in the film
 
 REMOVED = {
     "gldm_synthetic": "it is called gldm now",
     "gldm_cascade": "k-space priors in the few-step cascade were followed in no row, so it equals ou_only",
-    "gldm_adapted": "adapting the priors to one scan never improved the benchmarks",
+    "gldm_adapted": "it is called gldm_continued now",
 }
 
 
@@ -82,9 +87,6 @@ def optimization_unit(config: ml_collections.ConfigDict, operator: str | None = 
         return problem.finished(run_optimization_unit(problem, ou, seed, CHECK_STEPS).image), 0
 
     return Method(run)
-
-
-Priors = tuple[Prior | None, Prior | None]
 
 
 def published_kind(models: Priors, device: torch.device | str = "cpu") -> Priors:
@@ -120,6 +122,20 @@ def ours(config: ml_collections.ConfigDict, models: Callable[[torch.device], Pri
     return Method(run)
 
 
+def zero_shot(config: ml_collections.ConfigDict, steps: int, continued: bool) -> Method:
+    """GLDM whose GM and LM were trained on the scan alone, at random or as shipped before; its seconds count too."""
+    config = config.copy_and_resolve_references()
+    config.sampling.sampler = "cascade"
+
+    def run(problem: Problem, seed: int, strength: float) -> tuple[Tensor, int]:
+        job = Job.from_config(config, seed)
+        models = own_priors(problem, seed, steps, continued)
+        result = reconstruct_problem(problem, models, job.ou, job.sampling, seed)
+        return result.image, result.settings["passes_per_frame"]
+
+    return Method(run)
+
+
 def choose_methods(methods: dict[str, Method], names: list[str] | None) -> dict[str, Method]:
     """Those of `names` (default: all), without BART, and with the reason printed, where it is missing."""
     unknown = [name for name in names or [] if name not in methods]
@@ -127,7 +143,7 @@ def choose_methods(methods: dict[str, Method], names: list[str] | None) -> dict[
         raise InputError(f"--methods {unknown[0]} was removed: {REMOVED[unknown[0]]}.")
     if unknown:
         raise InputError(f"--methods {unknown[0]} is unknown; choose from {', '.join(methods)}.")
-    chosen = {name: method for name, method in methods.items() if names is None or name in names}
+    chosen = {name: method for name, method in methods.items() if (name in names if names else name not in TRAINED)}
     if (reason := bart.why_not()) and any(name.startswith("bart_") for name in chosen):
         print(f"bart_llr and bart_tv are left out: {reason}")
         chosen = {name: method for name, method in chosen.items() if not name.startswith("bart_")}
@@ -198,10 +214,11 @@ def write_panel(path: Path, scan: scans.Measured, measurements: dict[str, Measur
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     scans.add_flags(parser)
-    parser.add_argument("--methods", type=scans.words, help="rows to measure (default: all)")
+    parser.add_argument("--methods", type=scans.words, help=f"rows to measure (default: all but {', '.join(TRAINED)})")
+    parser.add_argument("--own_steps", type=int, default=300, help=f"training steps of {', '.join(TRAINED)} (300)")
     flags = parser.parse_args()
     config = scans.configuration(flags)
-    methods = choose_methods(all_methods(config, scans.priors(flags)), flags.methods)
+    methods = choose_methods(all_methods(config, scans.priors(flags), flags.own_steps), flags.methods)
     cases = scans.cases(flags, config)
     out = Path(flags.out)
     refuse_existing(out, flags.overwrite)

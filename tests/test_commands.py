@@ -147,8 +147,8 @@ def test_shipped_checkpoints_say_how_they_were_made():
 
 def test_shipped_priors_improve_on_the_optimization_unit():
     """On a heart they have not seen, coils with noise, by more than chance."""
-    heart = simulate_scan("heart", 16, 64, 7, 4, 0.01)
-    scan = Scan.from_arrays(heart.kspace, make_mask("uniform", (16, 64, 64), 8, 8), noise_samples=heart.noise)
+    heart = simulate_scan("heart", 10, 64, 7, 2, 0.01)
+    scan = Scan.from_arrays(heart.kspace, make_mask("uniform", (10, 64, 64), 6, 8), noise_samples=heart.noise)
     problem = prepare(scan)
     result = reconstruct_problem(problem, (None, None), OUSettings(), SamplingSettings(sampler="cascade"))
     reference = problem.reference_image(Reference(image=heart.image))

@@ -174,7 +174,7 @@ def make_objective(settings: RunSettings, workdir: Path, name: str, processes: P
     if settings.training.objective == "dsm":
         path = processes.first_before_others(lambda: pseudo_reference_file(settings, workdir / "data", name))
         return DenoisingScoreMatching(settings, open_frames(path), name)
-    return SceneDenoising(settings, own_images(settings) if settings.intake.data.path else [], name)
+    return SceneDenoising(settings, own_images(settings, name) if settings.intake.data.path else [], name)
 
 
 def loader_workers(training: TrainingSettings, device: torch.device) -> int:

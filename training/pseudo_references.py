@@ -34,7 +34,7 @@ def pseudo_reference_file(settings: RunSettings, folder: Path, model: str) -> Pa
     InputError
         when the scans differ in size.
     """
-    window = "global" if model == "global" else settings.pseudo_reference.window
+    window = window_of(settings, model)
     sources = training_sources(settings.intake)
     checksum = data_checksum(settings, sources, asdict(settings.pseudo_reference))
     path = folder / f"pseudo_references_{window}_{checksum}.npy"
@@ -50,6 +50,11 @@ def pseudo_reference_file(settings: RunSettings, folder: Path, model: str) -> Pa
             bar.set_postfix_str(str(report))
             append_frames(temporary, frames.numpy())
     return path
+
+
+def window_of(settings: RunSettings, model: str) -> str:
+    """Which frames fill the gaps of a pseudo-reference: all for GM, the nearest for LM (paper, section 2.2)."""
+    return "global" if model == "global" else settings.pseudo_reference.window
 
 
 def pseudo_reference_frames(problem: Problem, window: str):
@@ -83,18 +88,19 @@ def data_checksum(settings: RunSettings, sources: Sequence[Path | int], *parts: 
     return hashlib.sha256(json.dumps(plain(known), sort_keys=True).encode()).hexdigest()[:12]
 
 
-def own_images(settings: RunSettings) -> list[tuple[Tensor, bool]]:
+def own_images(settings: RunSettings, model: str) -> list[tuple[Tensor, bool]]:
     """Images of the user's scans to learn from, of unit scale, and whether they are periodic.
 
-    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references: views shared between the
-    nearest frames.
+    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references (`window_of` GM or LM).
     """
     found = []
     for source in training_sources(settings.intake):
         scan, reference = acquire(settings.intake, source)
         problem = prepare(scan, settings.prepare)
-        image = problem.view_sharing() if reference is None else problem.reference_image(reference) / problem.scale
-        kind = "pseudo-references" if reference is None else "images"
+        if reference is None:
+            image, kind = problem.view_sharing(window_of(settings, model)), "pseudo-references"
+        else:
+            image, kind = problem.reference_image(reference) / problem.scale, "images"
         tqdm.write(f"{scan.name}: {scan}\nlearns from its {kind}")
         found.append((image.to(torch.complex64), problem.periodic))
     return found

@@ -115,10 +115,10 @@ def test_quality_of_a_heart_with_coils(tmp_path, monkeypatch):
 
 
 def test_methods_of_the_quality_table(tiny):
-    methods = quality.all_methods(tiny, (None, None))
+    methods = quality.all_methods(tiny, (None, None), 2)
     assert list(methods) == [
         "zero_filled", "nearest_merge", "ou_only", "l_plus_s", "llr", "temporal_tv", "bart_llr", "bart_tv",
-        "gldm_published", "gldm",
+        "gldm_published", "gldm", "gldm_own", "gldm_continued",
     ]  # fmt: skip
     swept = [method.strengths for method in methods.values() if method.strengths[1:]]
     assert {len(strengths) for strengths in swept} == {6} and len(swept) == 5
@@ -133,7 +133,7 @@ def test_each_sampler_gets_priors_of_its_kind(priors, context_priors):
 
 def test_bart_is_left_out_with_a_reason(tiny, monkeypatch, capsys):
     monkeypatch.setenv("PATH", "")
-    methods = quality.choose_methods(quality.all_methods(tiny, (None, None)), ["llr", "bart_llr", "bart_tv"])
+    methods = quality.choose_methods(quality.all_methods(tiny, (None, None), 2), ["llr", "bart_llr", "bart_tv"])
     assert list(methods) == ["llr"] and capsys.readouterr().out.count("apt-get install bart") == 1
 
 
@@ -205,7 +205,7 @@ def _undersampled(folder):
         (quality, "--pattern zigzag", "zigzag"),
         (quality, "--acceleration 4,99", "99"),
         (quality, "--methods llr,magic", "magic"),
-        (quality, "--methods gldm_adapted", "never improved"),
+        (quality, "--methods gldm_adapted", "gldm_continued now"),
         (quality, "--methods gldm_cascade", "was removed"),
         (quality, "--phantoms 1,1", "same name"),
         (quality, "--hearts 1,1 --phantoms 1", "same name"),
