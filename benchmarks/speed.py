@@ -12,6 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -161,20 +162,20 @@ def reconstruction_row(part: str, sampler: str, source: int | str, size: int, fr
     """A whole `cascade`, or the first `iterations` of `published`; a time that is scaled up says so."""
     config = get_config()
     config.data.size, config.data.frames = size, frames
-    config.ou.operator = "llr" if sampler == "cascade" else "hankel"
     config.sampling.sampler, full = sampler, config.sampling.iterations
     config.sampling.iterations = min(iterations, full)
     job, scan, _ = scans.Case(source, "uniform", 4.0).acquire(config, 0)
+    ou = OU if sampler == "cascade" else replace(job.ou, operator="hankel")
     results = []
 
     def run() -> None:
         problem = prepare(scan, job.prepare)
-        results.append(reconstruct_problem(problem, (None, None), job.ou, job.sampling))
+        results.append(reconstruct_problem(problem, (None, None), ou, job.sampling))
 
     start = time.perf_counter()
     peak = peak_mib(run)
     seconds = time.perf_counter() - start
-    note = f"OU {config.ou.operator}, {results[0].settings['passes_per_frame']} passes per frame"
+    note = f"OU {ou.operator}, {results[0].settings['passes_per_frame']} passes per frame"
     if sampler == "published" and iterations < full:
         scaled = seconds / iterations * full
         note += f"; {iterations} of {full} iterations measured, all would take {scaled:.3g} s (scaled up)"
