@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from mri.phantom import make_phantom
+
 ROOT = Path(__file__).parents[1]
 # flags of a configuration that trains and samples in seconds
 TINY = (
@@ -71,6 +73,17 @@ def _run(script: str, arguments: list[str], cwd: str, environment: dict, stdout:
     else:
         sys.argv = [str(ROOT / script), *arguments]
         runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+def demo(*arguments, cwd, priors, succeeds=True):
+    """The reconstruction command at a tiny size, with these GM and LM."""
+    checkpoints = ["--checkpoint_global", priors[0], "--checkpoint_local", priors[1]]
+    return command("PCsampling_demo_svd.py", *TINY, *checkpoints, *arguments, cwd=cwd, succeeds=succeeds)
+
+
+def array():
+    """Images of a small scan."""
+    return make_phantom(4, 64, 0).numpy()
 
 
 def assert_one_sentence(done: subprocess.CompletedProcess, words: str) -> None:

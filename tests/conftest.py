@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import scipy.io
 import torch
 
 if not torch.cuda.is_available():
@@ -75,6 +76,14 @@ def tiny_network(seed: int = 0, **fields) -> NCSNpp:
         torch.manual_seed(seed)
         known = {"nf": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (), "init_scale": 1.0}
         return NCSNpp(image_size=64, centered=True, **{**known, **fields})
+
+
+@pytest.fixture
+def magnitude(tmp_path):
+    """A scan file of magnitude images, (row, column, frame)."""
+    path = tmp_path / "scan.mat"
+    scipy.io.savemat(path, {"image": make_phantom(4, 64, 0).abs().permute(1, 2, 0).numpy()})
+    return path
 
 
 @pytest.fixture(scope="session")
