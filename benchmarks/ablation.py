@@ -7,20 +7,22 @@ sampler only: the cascade always starts from view sharing, with an OU from the O
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
 
 import ml_collections
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from benchmarks import scans
 from benchmarks.baselines.fillings import nearest_merge, zero_filled
 from benchmarks.quality import Method, Priors, context_kind, measure, optimization_unit, ours, plain, published_kind
 from benchmarks.scores import SCORES, write_record
-from reconstruction.settings import SAMPLERS
+from models.prior import load_shipped
+from reconstruction.settings import MODELS, SAMPLERS
 from report.tables import markdown, write_csv
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
@@ -35,7 +37,8 @@ ORDERS = {
 }
 STARTS = {"published": ("zero_filled", "pseudo_reference"), "cascade": ("pseudo_reference",)}  # of each sampler
 OPERATORS = ("hankel", "llr", "motion")  # of the OU alone
-AFTER = {"no": "never", "yes": "both"}  # with models: whether the OU follows each of them
+# with models, what the OU does of each sampler: nothing, follow each model, take turns with them, come before them
+WITH_MODELS = {"published": ("no", "yes"), "cascade": ("no", "in turn", "before")}
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Row:
     sampler: str  # none: no model
     start: str
     stages: str  # the models in their order
-    ou: str  # no, yes; without models its operator
+    ou: str  # of `WITH_MODELS`; without models its operator
     method: Method
 
     def columns(self) -> dict[str, str]:
@@ -58,13 +61,23 @@ def arrangements(config: ml_collections.ConfigDict, models: Priors, samplers: li
     yield Row("none", "pseudo_reference", "none", "no", plain(nearest_merge))
     for operator in OPERATORS:
         yield Row("none", "pseudo_reference", "none", operator, optimization_unit(config, operator))
-    kinds = {"published": partial(published_kind, models), "cascade": lambda device: context_kind(models)}
     for sampler in samplers:
-        for (stages, order), ou, start in product(ORDERS.items(), AFTER, STARTS[sampler]):
+        for (stages, order), ou, start in product(ORDERS.items(), WITH_MODELS[sampler], STARTS[sampler]):
             changed = config.copy_and_resolve_references()
-            changed.ou.after = AFTER[ou]
-            method = ours(changed, kinds[sampler], sampler=sampler, start=start, order=order)
+            changed.ou.after = "never" if ou == "no" else "both"
+            kind = partial(published_kind, models) if sampler == "published" else partial(of_the_cascade, models, ou)
+            method = ours(changed, kind, sampler=sampler, start=start, order=order)
             yield Row(sampler, start, stages, ou, method)
+
+
+def of_the_cascade(models: Priors, ou: str, device: torch.device | str) -> Priors:
+    """Priors with context; `before`: followed once each from the OU's result, as priors of what it leaves are."""
+    first, second = context_kind(models)
+    if ou == "before":
+        loaded = (load_shipped(name, "cascade", device) if one is None else one
+                  for name, one in zip(MODELS, (first, second), strict=True))  # fmt: skip
+        first, second = (replace(one, of_scenes=False) for one in loaded)
+    return first, second
 
 
 def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]:
@@ -78,7 +91,9 @@ def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]
 def findings(rows: list[dict]) -> str:
     """What the table says, whatever it is: the mean gain of each stage over its pairs of rows."""
     questions = (
-        ("OU after every model rather than never", "ou", "yes", "no"),
+        ("OU after every model rather than never, published sampler", "ou", "yes", "no"),
+        ("models in turn with the OU rather than without it, cascade", "ou", "in turn", "no"),
+        ("models in turn with the OU rather than after it, cascade", "ou", "in turn", "before"),
         ("start from view sharing rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
         ("cascade rather than published sampler, each with its priors", "sampler", "cascade", "published"),
         ("GM→LM rather than LM→GM", "stages", "GM→LM", "LM→GM"),
@@ -132,10 +147,12 @@ def main() -> None:
     auto = ""
     if config.ou.operator == "auto":
         auto = (
-            " (hankel with the published sampler; motion with the cascade: priors of moving scenes take turns with it, "
-            "llr follows others)"
+            " (hankel with the published sampler, motion with the cascade)"
         )
-    text = f"ou `yes`: after each model, the operator {config.ou.operator}{auto}. Differences in PSNR:"
+    text = (
+        f"ou `yes`: after each model; `in turn`: within one iteration; `before`: the models follow once each where the "
+        f"OU ends, and llr follows them. Operator: {config.ou.operator}{auto}. Differences in PSNR:"
+    )
     write_tables(out, rows, f"\n{text}\n\n{findings(rows)}\n")
     write_record(out / "ablation.json", "benchmarks.ablation", config)
     print((out / "ablation.md").read_text() + f"\n{out / 'ablation.csv'}\n{out / 'ablation.md'}")

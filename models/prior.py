@@ -49,6 +49,11 @@ class Prior:
         return self.network.architecture["sigma_min"]
 
     @property
+    def sigma_max(self) -> float:
+        """Largest one."""
+        return self.network.architecture["sigma_max"]
+
+    @property
     def passes(self) -> int:
         """Network passes per frame of `denoise`."""
         return len(self.shares)

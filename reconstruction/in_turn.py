@@ -44,7 +44,7 @@ def follow_priors(
         if step not in own:
             return x
         prior, sigma = priors[own[step]], NOISE_SHARE * nu
-        if sigma < prior.sigma_min:  # below what it was trained for it would only smooth
+        if not prior.sigma_min <= sigma <= prior.sigma_max:  # where it was not trained it would only smooth
             return x
         if bar is not None:
             bar.set_postfix(sigma=f"{sigma:.3g}")
