@@ -36,7 +36,7 @@ flags.DEFINE_string("key", None, "Variable in the file (for .npy: image or kspac
 flags.DEFINE_enum("kind", None, ["image", "kspace"], "What the variable holds; default: detected.")
 flags.DEFINE_integer("frames_axis", None, "Axis of time in the file, e.g. -1; default: detected.")
 flags.DEFINE_integer("coils_axis", None, "Axis of the coils in the file, e.g. 1; default: detected.")
-flags.DEFINE_enum("time", None, TIMES, "What is time in the file; default: detected.")
+flags.DEFINE_enum("time", None, TIMES, "Dimension or counter used as time; default: detected.")
 flags.DEFINE_integer("slice", None, "Slice to use, counting from 0, of a file with several.", lower_bound=0)
 flags.DEFINE_integer("set", None, "Set to use, such as a velocity encoding, of a file with several.", lower_bound=0)
 flags.DEFINE_string(
@@ -62,24 +62,24 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("phase", None, ["smooth", "none"], "Phase given to magnitude images (default smooth).")
 flags.DEFINE_string("mask", None, "Mask file; default: detected from the zeros of k-space, or generated.")
 flags.DEFINE_string("mask_key", None, "Variable in the mask file; default: detected.")
-flags.DEFINE_enum("pattern", None, PATTERNS, "Mask to generate.")
+flags.DEFINE_enum("pattern", None, PATTERNS, "Sampling pattern of the generated mask.")
 flags.DEFINE_float("acceleration", None, "Nominal acceleration of the generated mask, not counting the ACS lines.")
-flags.DEFINE_integer("acs", None, "Central lines of the generated mask.")
+flags.DEFINE_integer("acs", None, "Fully sampled central (ACS) lines of the generated mask.")
 flags.DEFINE_string("reference", None, "Fully sampled images to score against, after the reconstruction.")
 flags.DEFINE_string("reference_key", None, "Variable in the file of --reference; default: detected.")
 flags.DEFINE_boolean("no_reference", False, "Do not score, even when the data are fully sampled.")
 flags.DEFINE_string("checkpoint_global", None, "GM: .safetensors or published .pth; default: shipped.")
-flags.DEFINE_string("checkpoint_local", None, "LM, likewise.")
-flags.DEFINE_string("sampler", None, "Sampler; default: the configuration's.")
+flags.DEFINE_string("checkpoint_local", None, "LM: .safetensors or published .pth; default: shipped.")
+flags.DEFINE_string("sampler", None, "cascade or published; default: from the configuration (cascade).")
 flags.DEFINE_integer(
     "seed", 0, "Random seed of the sampler's noise, generated masks and simulated phase.",
     lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_string("out", None, "Folder for the results; default: the next numbered one under result/.")
-flags.DEFINE_list("write", [], "More files of the result for viewers, separated by commas: nifti, dicom, cfl.")
-flags.DEFINE_string("matrix", "", "Rows and columns, as 256 or 256x192, that the files of --write are interpolated to.")
+flags.DEFINE_list("write", [], "Additional output formats for viewers, comma-separated: nifti, dicom, cfl.")
+flags.DEFINE_string("matrix", "", "Matrix to interpolate the --write files to: 256, or rows x columns as 256x192.")
 flags.DEFINE_boolean(
-    "keep_patient", False, "Keep patient and study of a DICOM source in --write dicom; default: they stay empty."
+    "keep_patient", False, "Copy patient and study of a DICOM source to --write dicom; default: left empty."
 )
 flags.DEFINE_boolean("overwrite", False, "Replace the results in --out.")
 
@@ -120,9 +120,9 @@ def run() -> None:
     if unknown := set(FLAGS.write) - set(FORMATS):
         raise InputError(f"--write {', '.join(sorted(unknown))} is unknown; choose from {', '.join(FORMATS)}.")
     if FLAGS.matrix and not FLAGS.write:
-        raise InputError("--matrix belongs to --write; name a format, e.g. --write nifti.")
+        raise InputError("--matrix needs --write; add a format, e.g. --write nifti.")
     if FLAGS.keep_patient and "dicom" not in FLAGS.write:
-        raise InputError("--keep_patient belongs to --write dicom; add it.")
+        raise InputError("--keep_patient needs --write dicom; add it.")
     several = FLAGS.data is not None and is_several_scans(Path(FLAGS.data))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not (several and FLAGS.out):
         raise InputError("several processes of torchrun need --data with a folder or pattern of scans, and --out.")
@@ -158,9 +158,9 @@ def reconstruct_one(job: Job, priors: Priors) -> None:
 def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None:
     """Every slice of a file into a folder of its own; one that cannot be used is left out."""
     if FLAGS.reference:
-        raise InputError(f"--reference belongs to one slice; {several}")
+        raise InputError(f"--reference needs a single slice; {several}")
     out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
-    print(f"{FLAGS.data} holds {len(several.slices)} slices; each into a folder of {out} (--slice takes one of them)")
+    print(f"{FLAGS.data} has {len(several.slices)} slices; each gets its own folder in {out} (--slice selects one)")
     failures = 0
     for index in several.slices:
         data = replace(job.intake.data, slice=index)
@@ -174,17 +174,17 @@ def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None
             print(summary(folder, rows, [*str(scan).splitlines(), *notes]))
         except InputError as error:
             failures += 1
-            print(f"slice {index} is left out: {error}", file=sys.stderr)
+            print(f"slice {index} skipped: {error}", file=sys.stderr)
     if failures:
-        raise InputError(f"{failures} of {len(several.slices)} slices left out, each named above.")
+        raise InputError(f"{failures} of {len(several.slices)} slices skipped; see the errors above.")
 
 
 def reconstruct_several(job: Job, priors: Priors) -> None:
     if FLAGS.reference:
-        raise InputError("--reference belongs to one scan; of a folder only scans that are fully sampled are scored.")
+        raise InputError("--reference needs a single scan; scans of a folder are scored against their own references.")
     sources = scan_files(FLAGS.data, (job.intake.mask.path, job.intake.maps))
     out = Path(FLAGS.out) if FLAGS.out else numbered_folder("result")
-    print(f"{len(sources)} scans into {out}; the same command with --out {out} continues where it stops")
+    print(f"{len(sources)} scans into {out}; if interrupted, continue with the same command and --out {out}")
     run_lib.reconstruct_folder(
         sources, job, priors, out, overwrite=FLAGS.overwrite, score=not FLAGS.no_reference, check=refuse_mask_flags
     )
@@ -204,9 +204,9 @@ def configuration():
     for owner, owned in owners.items():
         useless = [f"--{name}" for name in owned if FLAGS[name].value is not None]
         if FLAGS[owner].value is None and useless:
-            raise InputError(f"{', '.join(useless)} cannot apply without --{owner}; give it too, or leave them out.")
+            raise InputError(f"{', '.join(useless)} cannot be used without --{owner}; add it, or omit them.")
     if FLAGS.mask and (FLAGS.acceleration is not None or FLAGS.acs is not None):
-        raise InputError(f"--mask {FLAGS.mask} says what was sampled; leave out --acceleration and --acs.")
+        raise InputError(f"--mask {FLAGS.mask} defines the sampling; omit --acceleration and --acs.")
     for flag, field in SHORTHANDS.items():
         if FLAGS[flag].value is not None:
             config.update_from_flattened_dict({field: FLAGS[flag].value})
@@ -218,8 +218,8 @@ def refuse_mask_flags(scan: Scan, reference: Reference | None) -> None:
     given = [f"--{name}" for name in ("pattern", "acceleration", "acs") if FLAGS[name].value is not None]
     if "prospectively under-sampled" in scan.source.found and given:
         raise InputError(
-            f"{scan.name} is under-sampled already, so {', '.join(given)} cannot apply; leave them out (the mask "
-            "is found from the zeros), or give --mask."
+            f"{scan.name} is already under-sampled, so {', '.join(given)} cannot be used; omit them (the mask "
+            "is detected from the zeros), or give --mask."
         )
 
 

@@ -194,7 +194,7 @@ def reconstruct_scan(
                 "not corrected for that. Rescale the reference, or use psnr and ssim."
             )
         if rows[-1]["psnr_common"] < rows[0]["psnr_common"]:
-            notes.append("warning: the result is worse than the zero-filled images; check how the scan is taken")
+            notes.append("warning: the result is worse than the zero-filled images; check how the scan was interpreted")
         if reference.noisy:
             notes.append("the reference contains measurement noise, which limits the scores of every row")
     print("\n".join(notes[len(problem.notes) :]))
@@ -300,7 +300,7 @@ def reconstruct_folder(
             _remove_unfinished(out, name)
             try:
                 if not overwrite and is_done(out / name, source, job, priors):
-                    print(f"{name}: done before")
+                    print(f"{name}: already done")
                     continue
                 scan, reference = acquire(job.intake, source)
                 check(scan, reference)
@@ -308,7 +308,7 @@ def reconstruct_folder(
                 reconstruct_scan(scan, job, priors, out / name, reference if score else None)
             except InputError as error:
                 failures[name] = str(error)
-                print(f"left out: {error}", file=sys.stderr)
+                print(f"skipped: {error}", file=sys.stderr)
     own_failures = len(failures)
     failures = _wait_for_others(out, names, failures)
     if rank == 0:
@@ -321,7 +321,7 @@ def reconstruct_folder(
         write_index(out, names, failures)
         print(f"report: {out / 'index.html'}")
     if own_failures:
-        raise InputError(f"{own_failures} of {len(sources)} scans left out, each named above.")
+        raise InputError(f"{own_failures} of {len(sources)} scans skipped; see the errors above.")
 
 
 def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
@@ -344,7 +344,7 @@ def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
     differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
     if differing:
         raise InputError(
-            f"{folder} holds a reconstruction of {folder.name} with another {', '.join(differing)}; {mend}."
+            f"{folder} holds a reconstruction of {folder.name} that differs in {', '.join(differing)}; {mend}."
         )
     return True
 

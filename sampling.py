@@ -1,6 +1,7 @@
-"""The reconstruction: a cascade of two diffusion priors, GM → LM, with data consistency and the OU between.
+"""The reconstruction: a cascade of two diffusion priors, GM → LM, with data consistency and the OU in between.
 
-`cascade` is the sampler to use; `published_cascade` is the paper's, for comparison. Both work on images x of unit
+Priors of moving scenes, the default, run within the OU (`reconstruction.in_turn`); `cascade` applies priors after it;
+`published_cascade` is the paper's, for comparison. Both work on images x of unit
 scale; the forward model A and the measurement y of a scan come from `reconstruction.prepare`.
 """
 
@@ -36,11 +37,11 @@ Tensor = torch.Tensor
 
 
 def cascade(x, A, y, priors, steps, optimization_unit, periodic, log):
-    """Follow each accepted prior once from the OU's result, at the noise level of the error that is left.
+    """Apply each accepted prior once to the OU's result, at the noise level of the remaining error.
 
     Karras et al. 2022, Algorithm 1 without its second-order correction, in their symbols: D denoiser, σ noise level,
-    x ← x + a (D(x; σ) − x). Each step brings its prior, σ and a. A change is taken in what was not measured: the start
-    has seen the samples, and agrees with them as far as their noise allows.
+    x ← x + a (D(x; σ) − x). Each step has its prior, σ and a. Only unmeasured components are changed: the start already
+    agrees with the samples as far as their noise allows.
 
     Parameters
     ----------
@@ -306,7 +307,7 @@ def _priors_in_order(
     priors = [given[name] or load_shipped(name, sampling.sampler, *run) for name in sampling.order]
     for name, prior in zip(sampling.order, priors, strict=True):
         if prior.role not in (None, name):
-            raise InputError(f"{prior.path} is the {prior.role} model but is given as the {name} one; exchange them.")
+            raise InputError(f"{prior.path} is the {prior.role} model but was given as the {name} one; swap them.")
     check_priors(sampling, priors)
     return priors
 
@@ -316,7 +317,7 @@ def check_priors(sampling: SamplingSettings, priors: list[Prior]) -> None:
     for prior in priors:
         if prior.context is not None and sampling.sampler == "published":
             raise InputError(
-                f"{prior.path} sees images with their neighbours; the published sampler needs a model of weighted "
+                f"{prior.path} is a prior of images with their neighbours; the published sampler needs one of weighted "
                 "k-space (training.objective=dsm): use --sampler cascade."
             )
         if prior.context is None and sampling.sampler == "cascade":

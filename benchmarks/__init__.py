@@ -1,1 +1,1 @@
-"""Measurements of quality, speed and of what each stage pays; each file is a command with `--help`."""
+"""Quality, speed and the contribution of each stage; each file is a command with `--help`."""

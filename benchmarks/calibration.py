@@ -2,8 +2,8 @@
 
 Reconstructs, sorts the pixels by their predicted error into ten groups of equal size, and compares in each group the
 root mean square of the prediction with that of the actual error. They should be equal. Also, of all pixels together:
-the rank correlation of prediction and error, and how surely the prediction finds the 5 % of the pixels with the largest
-error (area under the ROC curve; 0.5 is chance).
+the rank correlation of prediction and error, and how reliably the prediction finds the 5 % of the pixels with the
+largest error (area under the ROC curve; 0.5 is chance).
 """
 
 import argparse

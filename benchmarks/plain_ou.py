@@ -1,4 +1,4 @@
-"""The whole optimization unit as it was at commit 98c97d2, its search on hidden samples included, kept unchanged.
+"""The whole optimization unit as it was at commit 98c97d2, its search on held-out samples included, kept unchanged.
 
 One coil, no noise: `benchmarks.speed --only motion` runs it beside today's. Its functions are those of that commit;
 only the fields of its configuration became the constants below, with their defaults, and docstrings are left out.

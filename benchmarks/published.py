@@ -1,9 +1,9 @@
 """The published sampler in full: `python -m benchmarks.published --out DIR [--data FILE --acceleration 8 …]`.
 
-PSNR and NMSE against the truth after every tenth iteration, looked at when all is done: the sampler sees the measured
-samples alone. Beside it the optimization unit and GLDM as they are. Give `--checkpoint_global` and `--checkpoint_local`
-of `training.objective=dsm`; the default are the shipped ones. Defaults of the sampler: the paper's 300 iterations of
-1000 noise levels, from zero-filled images.
+PSNR and NMSE against the reference at every tenth iteration, computed afterwards: the sampler sees the measured
+samples alone. The optimization unit and GLDM with default settings are shown for comparison. Defaults of the sampler:
+the paper's 300 iterations of 1000 noise levels, from zero-filled images; of its models, which are of
+`training.objective=dsm`: the shipped ones.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Quality of every method on every scan: `python -m benchmarks.quality --out DIR [--data FILE --acceleration 4,8 …]`.
 
-The strength λ of each swept baseline is the one of its six values with the best PSNR against the truth: the
-peers get the benefit that we deny ourselves. Our own rows see the measured samples and the mask alone.
+λ of each swept baseline is the best of its six values by PSNR against the reference, an advantage that our own rows do
+not have: they see the measured samples and the mask alone.
 """
 
 import argparse

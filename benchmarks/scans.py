@@ -37,14 +37,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--acceleration", type=numbers(float), default=[4.0], help="R before the ACS (default 4)")
     parser.add_argument(
         "--noise", type=numbers(float), default=[0.0],
-        help="noise to add and to tell, σ of a complex sample over the brightest pixel (default 0)",
+        help="noise to add, known to the methods: σ of a complex sample over the brightest pixel (default 0)",
     )  # fmt: skip
     parser.add_argument("--acs", type=int, help="central lines (default: the configuration's)")
     parser.add_argument("--size", type=int, help="pixels; crops a file's k-space to its centre")
     parser.add_argument("--frames", type=int, help="frames; an image file with fewer repeats its cycle")
-    parser.add_argument("--seeds", type=numbers(int), default=[0], help="of mask, phase and sampler (default 0)")
+    parser.add_argument("--seeds", type=numbers(int), default=[0], help="seeds of mask, phase and sampler (default 0)")
     parser.add_argument("--checkpoint_global", help="GM, .safetensors or published .pth (default: shipped)")
-    parser.add_argument("--checkpoint_local", help="LM, likewise")
+    parser.add_argument("--checkpoint_local", help="LM, .safetensors or published .pth (default: shipped)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all but BART runs (cpu)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE",

@@ -1,4 +1,4 @@
-"""Train the priors of moving scenes on: `python -m benchmarks.train_shipped --out DIR`.
+"""Continue training the priors of moving scenes: `python -m benchmarks.train_shipped --out DIR`.
 
 Each of GM and LM gets `--minutes`, for as many steps as fit, with the learning rate falling to 0 at the last. Scenes
 are drawn while it trains. Then the cascade reconstructs scans that are neither in the training nor in the tables

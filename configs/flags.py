@@ -33,7 +33,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         with _one_sentence():
             rest = flags.FLAGS(argv)
             if len(rest) > 1:
-                raise flags.Error(f"{rest[1]} is not a flag; name what it is, e.g. --data {rest[1]}")
+                raise flags.Error(f"unexpected argument {rest[1]}; give it with a flag, e.g. --data {rest[1]}")
         return rest
 
     app.run(main, flags_parser=parse)

@@ -17,21 +17,21 @@ RENAMED = {
 }
 
 _COMPLETION = (
-    "priors of what the optimization unit leaves gained less than priors of moving scenes; give "
-    "training.objective=scenes (checkpoints of the old kind are still read)"
+    "priors trained on the error after the optimization unit gained less than priors of moving scenes; set "
+    "training.objective=scenes (old checkpoints can still be loaded)"
 )
 _CONTEXT = "GM always sees the temporal mean; both models see the merged frame, own and near samples"
 _NETWORK = "NCSN++ is built as published; other checkpoints are still read"
 _CONSTANT = "now fixed at its former default"
 _ADAPT = (
-    "adapting the priors to one scan never improved the benchmarks; train on with the scan by "
+    "adapting the priors to one scan never improved the benchmarks; to continue their training on a scan, set "
     "training.objective=scenes, data.path and training.init"
 )
 _FEW_STEPS = "these priors were always rejected in the few-step cascade; k-space priors need --sampler published"
 
 REMOVED = {
     "data.num_channels": "networks see real and imaginary part, always",
-    "data.centered": "our networks take k-space as it is; published checkpoints bring their own convention",
+    "data.centered": "our networks use k-space unchanged; published checkpoints carry their own convention",
     **{f"model.{name}": _NETWORK for name in (
         "num_scales", "fir_kernel", "fourier_scale", "embedding_type", "resblock_type", "progressive",
         "progressive_input", "progressive_combine", "skip_rescale", "scale_by_sigma", "conditional", "nonlinearity",
@@ -50,14 +50,14 @@ REMOVED = {
     "sampling.samples": "the likely error is part of every result of the cascade now, at no cost",
     "sampling.churn": "fresh noise in the cascade never helped",
     "sampling.error_gain": "it is a constant of the calibration now, 1.25",
-    "sampling.context_margin": "it is a constant of the calibration now, 0.005",
+    "sampling.context_margin": "it is a constant of the code now",
     "sampling.noise_std": "not supported by the shipped priors; give the noise of the scan as --noise_std",
     "ou.sweeps": "one subspace iteration per step, as before",
-    "ou.hard": "hard thresholds of llr lost in every table",
+    "ou.hard": "hard thresholding in llr was worse in every table",
     "ou.motion_patch": "patches of several sizes are used in turn; ou.motion_patches names them",
-    "ou.motion_taken": "the noise level of the scan ends the steps; ou.motion_steps sets their number",
-    "ou.motion_first": "the share of samples decides it",
-    "ou.motion_last": "the noise level of the scan decides it; give --noise_std",
+    "ou.motion_taken": "the last threshold follows from the noise level; ou.motion_steps sets the number of steps",
+    "ou.motion_first": "it follows from the sampled fraction",
+    "ou.motion_last": "it follows from the noise level of the scan; give --noise_std",
     "ou.noise_floor": "it is a constant of the optimization unit now, 0.0004",
     **{f"ou.{name}": _CONSTANT for name in ("hankel_iterations", "patches")},
     **{f"sampling.{name}": _CONSTANT for name in ("snr", "copies")},
@@ -140,8 +140,8 @@ def current_record(record: dict[str, Any]) -> dict[str, Any]:
         return record
     if not record.get("data", {}).get("path"):
         raise InputError(
-            "this run learned from the embedded phantoms of an earlier version, and the embedded heart has coils and "
-            "noise now; begin another --workdir with --config.training.init=…/model.safetensors."
+            "this run was trained on the embedded phantoms of an earlier version; today's heart phantom has coils and "
+            "noise. Start a new --workdir with --config.training.init=…/model.safetensors."
         )
     found: dict[str, Any] = {"seed": record.get("seed", 0)}
     for part, fields in record.items():

@@ -41,7 +41,7 @@ class Prior:
     shares: tuple[float, ...] = (1.0,)  # with context: share of the error left after each step in training
     role: str | None = None  # global or local, where the file says it
     run: Score | None = None  # the network compiled or in another precision; None: as it is
-    of_scenes: bool = False  # knows images, not what is missing of them: `change` is free of what was measured
+    of_scenes: bool = False  # does not see the sampling: `change` is independent of the mask
 
     @property
     def sigma_min(self) -> float:
@@ -88,7 +88,7 @@ class Prior:
         return state.image
 
     def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
-        """D(x; σ) − x of a whole scan, whatever was measured of it: a prior of moving scenes.
+        """D(x; σ) − x of a whole scan, independent of the sampling: a prior of moving scenes.
 
         Parameters
         ----------

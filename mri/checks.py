@@ -33,8 +33,8 @@ def scan_remarks(scan: Scan) -> list[str]:
     _, height, width = mask.shape
     lines = mask.any(dim=-1).sum(dim=1)
     for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
-        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} of the usual "
-                     f"{lines.median()} lines")  # fmt: skip
+        found.append(f"frame {frame} (counting from 0) has only {lines[frame]} sampled lines; the median is "
+                     f"{lines.median()}")  # fmt: skip
     never = int((~mask.any(dim=-1).any(dim=0)).sum())
     if never:
         found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by "
@@ -44,7 +44,7 @@ def scan_remarks(scan: Scan) -> list[str]:
     if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
         found.append(
             f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
-            "linear phase of the image); this is allowed for"
+            "linear phase in the image); the scan is used unchanged"
         )
     for words, axis in (("rows (ky)", 1), ("columns (kx)", 0)):
         energy = mean.sum(dim=axis)
@@ -52,8 +52,8 @@ def scan_remarks(scan: Scan) -> list[str]:
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
         if central < PEAKED and energy.max() > 0:
             found.append(
-                f"warning: the energy does not gather at the centre of the {words}, as that of k-space does; is the "
-                "scan Fourier transformed along both axes?"
+                f"warning: the energy is not concentrated at the centre of the {words}, as in k-space; has the "
+                "scan been Fourier transformed along both axes?"
             )
     found += _identical_frames(scan.kspace) + _bright_frames(power, mask)
     return found
@@ -77,7 +77,7 @@ def image_remarks(image: Tensor, where: str) -> list[str]:
                 "complex images or their magnitude. If these are the real part of k-space, save k-space as complex."
             )
         if (real < 0).any():
-            found.append(f"warning: {where} has small negative values; their magnitude is taken")
+            found.append(f"warning: {where} has small negative values; their magnitude is used")
         top = real.max()
         clipped = (real == top).double().mean().item()
         if clipped > CLIPPED and (real == real.round()).all():
@@ -103,7 +103,7 @@ def edge_remarks(mean: Tensor) -> list[str]:
     if border <= AT_THE_EDGE * middle and max(around) > AROUND:
         return []
     return [
-        "warning: the object lies across the edges of the image, as after a Fourier transform without fftshift (or "
+        "warning: the object wraps around the edges of the image, as after a Fourier transform without fftshift (or "
         "with k-space of alternating sign); shift the images by half their size"
     ]
 
@@ -160,7 +160,7 @@ def _hot_voxels(size: Tensor) -> list[str]:
         if size[frame, row, column] > HOT_VOXEL * around.max():
             found.append(
                 f"warning: the voxel at frame {frame}, row {row}, column {column} (counting from 0) is "
-                f"{size[frame, row, column] / around.max().clamp(min=1e-30):.0f} times as bright as all around it"
+                f"{size[frame, row, column] / around.max().clamp(min=1e-30):.0f} times as bright as those around it"
             )
     return found
 

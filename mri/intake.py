@@ -115,7 +115,7 @@ def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tu
     if how:
         mask, name = mask_to_apply(intake, (len(sampled), sampled.shape[1], sampled.shape[2]))
         sampled = sampled & mask
-        said = f"{how}: only the samples in {name} are taken as measured"
+        said = f"{how}: only the samples in {name} are treated as measured"
         stored = replace(
             stored, data=torch.where(sampled[:, None], stored.data, 0), details=(*stored.details, said)
         )  # fmt: skip
@@ -132,7 +132,7 @@ def _block_of(stored: Stored, block: tuple[slice, slice]) -> tuple[Stored, float
     if image is not None:
         image = ifft2c(fft2c(image)[(slice(None), *block)] * gain)
     now = (kspace.shape[2], kspace.shape[3])
-    said = f"k-space of {height} x {width} is padded with zeros around {now[0]} x {now[1]}, which is the matrix now"
+    said = f"k-space of {height} x {width} is zero-padded; cropped to the measured {now[0]} x {now[1]}"
     geometry = stored.geometry.resampled((height, width), now)
     details = (*stored.details, said)
     return replace(stored, data=kspace * gain, image=image, geometry=geometry, details=details), gain
@@ -237,7 +237,7 @@ def _reference(stored: Stored) -> Reference:
         return Reference(image=stored.data[:, 0], found=stored.found)
     sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
     if not sampled.all():
-        raise InputError(f"{stored.path} is under-sampled k-space; a reference is fully sampled: give its images.")
+        raise InputError(f"{stored.path} is under-sampled k-space; a reference must be fully sampled.")
     return Reference(kspace=_without_oversampling(stored, sampled).data, noisy=True, found=stored.found)
 
 

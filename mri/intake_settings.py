@@ -18,20 +18,20 @@ class DataSettings(Settings):
     part: ClassVar[str] = "data"
 
     path: str = setting("", "scan file or folder of scans; empty: the built-in heart phantom")
-    key: str = setting("", "variable in the file; empty: found")
-    kind: str = setting("", "image | kspace; empty: found", choices=("", "image", "kspace"))
-    frames_axis: int | None = setting(None, "axis of time in the file, e.g. -1; None: found", optional=int)
-    coils_axis: int | None = setting(None, "axis of the coils in the file; None: found", optional=int)
-    time: str = setting("", "what is time in the file; empty: found", choices=("", *TIMES))
+    key: str = setting("", "variable in the file; empty: detected")
+    kind: str = setting("", "image | kspace; empty: detected", choices=("", "image", "kspace"))
+    frames_axis: int | None = setting(None, "axis of time in the file, e.g. -1; None: detected", optional=int)
+    coils_axis: int | None = setting(None, "axis of the coils in the file; None: detected", optional=int)
+    time: str = setting("", "dimension or counter used as time; empty: detected", choices=("", *TIMES))
     slice: int | None = setting(None, "slice of a file with several, from 0", least=0, optional=int)
     set: int | None = setting(None, "set (such as a velocity encoding) of a file with several", least=0, optional=int)
     dc: str = setting("center", "where zero frequency lies in k-space files", choices=("center", "corner"))
     phase: str = setting("smooth", "phase given to magnitude images", choices=("smooth", "none"))
     frames: int = setting(0, "frames used; 0: all (built-in heart phantom: 16); image series with "
                           "fewer are repeated cyclically, k-space is not", least=0, most=1024)  # fmt: skip
-    size: int = setting(0, "pixels used, the centre of k-space; 0: all (built-in heart phantom: model.image_size)",
+    size: int = setting(0, "matrix size, the centre of k-space; 0: all (built-in heart phantom: model.image_size)",
                         least=0, most=4096)  # fmt: skip
-    phantoms: int = setting(16, "built-in heart phantoms to train on, seeds 1, 2, …; 0 is the demo's", least=0)
+    phantoms: int = setting(16, "built-in heart phantoms to train on, seeds 1, 2, … (the demo uses seed 0)", least=0)
     noise_std: float | None = setting(
         None, "σ of a complex k-space sample of one coil, E|n|² = σ², in the units of the file; None: from noise "
         "samples, else estimated", least=0, optional=float

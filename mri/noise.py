@@ -95,7 +95,7 @@ def _median_of_mean(freedom: Tensor) -> Tensor:
 
 
 def chi(model: ForwardModel, image: Tensor, measured: Tensor, noise_std: float) -> float:
-    """χ = ‖A x − y‖² / (σ² · number of samples): the residual in units of the noise.
+    """χ² = ‖A x − y‖² / (σ² · number of samples), a reduced chi-squared: the residual in units of the noise.
 
     About 1 or below where the model fits; far above where coil maps do not fit the data. Infinite for σ = 0 unless
     the residual vanishes.

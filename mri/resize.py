@@ -29,8 +29,8 @@ def resized(stored: Stored, frames: int, size: int) -> tuple[Stored, float]:
     held, wanted = len(values), frames
     if wanted > held and stored.kind == "kspace":
         raise InputError(
-            f"{stored.path}: holds {held} frames of k-space, {wanted} are asked for; measured k-space is not repeated: "
-            "give --frames at most that."
+            f"{stored.path} has {held} frames of k-space, {wanted} were requested; measured k-space is not repeated: "
+            "give --frames at most that number."
         )
     if wanted > MOST_CYCLES * held:
         raise InputError(

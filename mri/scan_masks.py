@@ -51,7 +51,7 @@ def mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tupl
     """The mask of under-sampled k-space, from its file or from the zeros; its name, and what is doubtful."""
     shape = (sampled.shape[0], sampled.shape[1], sampled.shape[2])
     if not intake.mask.path and stored.mask is not None:
-        return fit_mask(stored.mask, shape, f"{stored.path}: what was measured"), "as the readouts of the file say", []
+        return fit_mask(stored.mask, shape, f"{stored.path}: what was measured"), "from the readouts in the file", []
     if not intake.mask.path:
         exact = not stored.data.abs().sum(dim=1)[~sampled].any()
         zeros = "the zeros in k-space" if exact else f"samples below {TINY:g} of the largest, which count as zero"
@@ -63,8 +63,8 @@ def mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tupl
         same = [i for i in range(len(mask)) if torch.equal(mask[i], sampled[i])]
         whose = f"the mask of frame {same[0]} alone (counting from 0)" if same else "one mask for all frames"
         raise InputError(
-            f"{name} is {whose}, and {stored.path} was sampled otherwise from frame to frame; leave out --mask to find "
-            "the mask from the zeros, or give it with all frames."
+            f"{name} is {whose}, but the sampling of {stored.path} varies from frame to frame; omit --mask to "
+            "detect the mask from the zeros, or give it with all frames."
         )
     if missing > LEFT_OUT:
         raise InputError(
@@ -72,7 +72,7 @@ def mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tupl
             "the scan was made with, or none, to find it from the zeros."
         )
     left = ((sampled & ~mask).double().sum() / sampled.double().sum()).item()
-    doubt = f"warning: the mask leaves out {left:.0%} of what was measured; leave out --mask to use all of it"
+    doubt = f"warning: the mask omits {left:.0%} of the measured samples; drop --mask to use all of them"
     return mask, name, [doubt] if left > LEFT_OUT else []
 
 

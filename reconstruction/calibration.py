@@ -1,4 +1,4 @@
-"""At which noise level the priors start, and how far each is followed: cross-validated on held-out samples."""
+"""Noise level and step size of each prior, cross-validated on held-out samples: priors that follow the OU."""
 
 from dataclasses import dataclass
 

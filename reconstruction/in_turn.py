@@ -1,7 +1,7 @@
 """OU and priors in turn, within one iteration: the cascade of the paper with priors of moving scenes.
 
-The OU knows what repeats along the motion, the priors know what moving images look like. In the later half of the
-OU's steps a prior follows every second one, at the noise level that the threshold of the step stands for: GM first,
+The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
+steps a prior is applied after every second one, at the noise level that corresponds to the step's threshold: GM first,
 where the level is high, LM at the end. Data consistency follows each time.
 """
 
@@ -57,7 +57,7 @@ def follow_priors(
 def solve_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, seed: int, bar: tqdm | None = None
 ) -> Tensor:
-    """The later half of the OU's steps as it went on `halfway`, but with the priors: `(frames, height, width)`."""
+    """The later half of the OU's steps from the state `halfway`, with the priors: `(frames, height, width)`."""
     schedule = motion_schedule(problem, result.settings.motion_steps)
     follow = follow_priors(priors, schedule, problem.periodic, bar)
     steps = motion_low_rank(

@@ -20,14 +20,14 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
     names = {"motion": "low rank along the motion", "llr": "locally low rank"}
     name = names.get(result.settings.operator, result.settings.operator)
     if result.is_start:
-        return f"optimization unit: view sharing; {name} does not lower the held-out error"
+        return f"optimization unit: not used (view sharing instead), because {name} does not lower the held-out error"
     note = f"optimization unit: {name}"
     if result.settings.operator == "motion":
         schedule = motion_schedule(problem, ou.motion_steps)
         note += f", {schedule.steps} steps, noise level {schedule.first:.2g} to {schedule.last:.2g} of the scan's scale"
     if result.gain is None:
-        return f"{note}; not compared with view sharing, because too few lines are sampled to hold some out"
-    note += f"; held-out squared error {_compared(result.gain, problem)} view sharing"
+        return f"{note}; not compared with view sharing, because too few lines are sampled to hold any out"
+    note += f"; held-out squared error {_compared(result.gain, problem)} with view sharing"
     return note if result.settings.operator == ou.operator else f"{note} ({names[ou.operator]} does not lower it)"
 
 
@@ -42,40 +42,40 @@ def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> 
     )
     worse = "warning: " if found.share < 0 else ""
     return [
-        f"{worse}quality without a reference: squared error {_compared(found.share, problem)} view sharing at "
-        f"{held.sum()} held-out samples, not used otherwise{_counted(problem)}"
+        f"{worse}quality without a reference: squared error {_compared(found.share, problem)} with view sharing at "
+        f"{held.sum()} samples held out for this only{_counted(problem)}"
     ]
 
 
 def _compared(removed: float, problem: Problem | None = None) -> str:
     least = "at least " if problem is not None and not problem.noise_known and removed > 0 else ""
-    return f"{least}{abs(removed):.0%} {'below' if removed >= 0 else 'above'}"
+    return f"{least}{abs(removed):.0%} {'lower' if removed >= 0 else 'higher'} than"
 
 
 def _counted(problem: Problem) -> str:
-    return "" if problem.noise_known else " (their noise counts as error, because σ is only an upper bound)"
+    return "" if problem.noise_known else " (noise included, because σ is only an upper bound)"
 
 
 def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
     roles = {"global": "GM", "local": "LM"}
     if not schedule.held_out:
-        return "priors: not used, because there are too few lines to hold some out, or none is missing"
+        return "priors: not used, because too few lines are sampled to hold any out, or no samples are missing"
     if not any(schedule.step_sizes):
         names = " and ".join(roles[name] for name in order)
-        return f"priors: {names} rejected: they do not lower the held-out error clearly"
+        return f"priors: {names} rejected: they do not clearly lower the held-out error"
     each = ", ".join(
         f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
     removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2
-    return f"priors: {each}; held-out squared error {_compared(removed)} the optimization unit"
+    return f"priors: {each}; held-out squared error {_compared(removed)} with the optimization unit alone"
 
 
 def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
     """What the residual says of the forward model."""
     if problem.model.coils == 1 or not math.isfinite(level):
         return []
-    notes = [f"residual: χ = {level:.2f} (expected about 1 or less if coil maps and noise level are right)"]
+    notes = [f"residual: χ² = {level:.2f} (about 1 or less if coil maps and noise level are right)"]
     if misfit(problem.model, image, problem.measured, problem.noise_std):
         share = problem.model.residual(image, problem.measured)
         notes.append(

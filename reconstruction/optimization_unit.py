@@ -208,8 +208,8 @@ def expectation(problem: Problem, settings: OUSettings) -> str:
     coils = problem.model.coils
     memory = LIBRARIES_GB + 8e-9 * frames * height * width * (IMAGES_HELD + COIL_IMAGES_HELD * coils)
     several = f" of {coils} virtual coils" if coils > 1 else ""
-    words = f"optimization unit: {frames} frames{several}, {height} x {width}, take about {max(seconds, 1):.0f} s"
-    return f"{words} (with GM and LM up to three times that) and {memory:.1f} GB" if seconds else ""
+    words = f"optimization unit: {frames} frames{several}, {height} x {width}: about {max(seconds, 1):.0f} s"
+    return f"{words} (up to three times that with GM and LM), {memory:.1f} GB of memory" if seconds else ""
 
 
 def with_operator(settings: OUSettings, sampler: str) -> OUSettings:

@@ -173,9 +173,9 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         noise_std = estimate
     elif noise_std > NOISE_EXCESS * estimate > 0:
         notes.append(
-            f"warning: σ = {noise_std:.3g} is more noise than the scan contains: its outer k-space has {estimate:.3g}, "
-            "signal included, which is taken instead. Check that noise samples (or --noise_std) and k-space have the "
-            "same units and bandwidth."
+            f"warning: σ = {noise_std:.3g} is more noise than the scan contains: the level of its outer k-space, "
+            f"{estimate:.3g} with signal included, is used instead. Check that noise samples (or --noise_std) and "
+            "k-space have the same units and bandwidth."
         )
         noise_std, known = estimate, False
     if noise_std:
@@ -201,9 +201,9 @@ def _is_periodic(scan: Scan, asked: bool | None) -> tuple[bool, list[str]]:
     if asked is not None:
         return asked, []
     if scan.real_time:
-        return False, ["the frames are a real-time series; the last frame is not followed by the first"]
+        return False, ["the frames are a real-time series, so the series is not treated as cyclic"]
     if scan.geometry.irregular:
-        return False, ["the frame times are irregular; the last frame is not taken as followed by the first"]
+        return False, ["the frame times are irregular, so the series is not treated as cyclic"]
     return looks_periodic(scan.kspace, scan.mask), []
 
 
@@ -291,7 +291,7 @@ def _noisy_coils(kspace: Tensor, mask: Tensor) -> list[str]:
     usual = sorted(levels)[len(levels) // 2 - (len(levels) + 1) % 2]
     return [
         f"warning: coil {coil} (counting from 0) has {level / usual:.0f} times the noise of the others; leave it out, "
-        "or give noise samples, which weigh it down"
+        "or give noise samples, which down-weight it"
         for coil, level in enumerate(levels) if level > NOISY_COIL * usual > 0
     ]  # fmt: skip
 
@@ -345,10 +345,10 @@ def _maps(kspace: Tensor, mask: Tensor, given: Tensor | None, method: str) -> tu
         maps = coils.refined_maps(images, coils.walsh_maps(images))
         return maps, f"coil maps: Walsh's method on the temporal mean at full resolution, refined by a local fit{note}"
     if method != "espirit":
-        raise InputError(f"--maps {method} is neither walsh, espirit nor a file that is there.")
+        raise InputError(f"--maps {method} is neither walsh, espirit nor an existing file.")
     if region < coils.SMALLEST_CENTRE:
         return coils.refined_maps(images, coils.walsh_maps(images)), (
-            f"coil maps: the complete centre of k-space is {region} samples wide, too small for ESPIRiT (at least "
+            f"coil maps: the fully sampled centre of k-space is {region} samples wide, too small for ESPIRiT (at least "
             f"{coils.SMALLEST_CENTRE}); Walsh's method on the temporal mean is used instead"
         )
     side = min(region, coils.ESPIRIT_REGION)

@@ -19,7 +19,7 @@ class PrepareSettings(Settings):
     part: ClassVar[str] = "data"
 
     periodic: bool | None = setting(
-        None, "whether the last frame is followed by the first; None: found in the data", optional=bool
+        None, "cyclic series: the last frame is followed by the first; None: detected", optional=bool
     )
     maps: str = setting("auto", "coil maps: walsh, espirit, or a file; auto: walsh where the temporal mean is complete")
     virtual_coils: int = setting(0, "coils after compression; 0: the fewest that hold 99 % of the signal", least=0)
@@ -32,7 +32,8 @@ class OUSettings(Settings):
     part: ClassVar[str] = "ou"
 
     after: str = setting(
-        "both", "where the OU follows: after GM and LM (paper, Fig. 1), after the last of them (its code), or never",
+        "both", "OU after GM and LM (paper, Fig. 1), after the last (its code), or never; priors of scenes, which take "
+        "turns with it: only never matters",
         choices=("both", "last", "never"),
     )  # fmt: skip
     operator: str = setting(
@@ -43,7 +44,7 @@ class OUSettings(Settings):
     rank: int = setting(0, "hankel: singular vectors kept; 0: as published, 6 per frame", least=0)
     llr_iterations: int = setting(100, "llr: FISTA iterations of the OU alone", least=1)
     motion_patches: tuple = setting((12, 8, 6, 4), "motion: patch sizes in turn, pixels", least=1)
-    motion_steps: int = setting(0, "motion: steps; 0: 12 times the net acceleration, 24 to 80", least=0)
+    motion_steps: int = setting(0, "motion: steps; 0: 12 times the net acceleration, limited to 24 to 80", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,10 +58,11 @@ class SamplingSettings(Settings):
 
     part: ClassVar[str] = "sampling"
 
-    sampler: str = setting("published", "published: the paper's; cascade: GM, then LM, once each", choices=SAMPLERS)
+    sampler: str = setting("published", "published: the paper's; cascade: GM, then LM, in turn with the OU",
+                           choices=SAMPLERS)  # fmt: skip
     order: tuple = setting(MODELS, "the models of the cascade, in their order", choices=None)
     start: str = setting(
-        "zero_filled", "published: what it starts from", choices=("zero_filled", "pseudo_reference")
+        "zero_filled", "published: initial images", choices=("zero_filled", "pseudo_reference")
     )
     num_scales: int = setting(1000, "published: N, noise levels over the range the networks were trained for", least=2)
     iterations: int = setting(300, "published: noise levels used, from the largest down", least=1)

@@ -1,8 +1,8 @@
 """Where a reconstruction is likely to be wrong: a standard deviation per pixel and frame, without a reference.
 
-Two reconstructions of a scan are there anyway, from all samples and without those held out. Where they differ, the
-samples do not decide (spread). Low rank and denoisers also leave a bias that both share; it is largest where the result
-had to go far from view sharing (way). The squared error goes about with a power of each.
+Two reconstructions of a scan are available at no extra cost, with and without the held-out samples. Where they differ,
+the samples do not determine the image (spread). Low rank and denoisers add a bias common to both, largest where the
+result is far from view sharing (distance). The squared error is modelled as a product of powers of the two.
 """
 
 import torch
@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 # Fitted on 30 synthetic scenes by maximum likelihood (error² exponentially distributed about its prediction):
 # R = 3 … 10, lines and spokes, noise 0 to 0.02; benchmarks/results/calibration judges them on other scans.
-GAIN, SPREAD, WAY = 0.32, 0.44, 0.41  # error² = gain · spread² ^ SPREAD · way² ^ WAY
+GAIN, SPREAD, DISTANCE = 0.32, 0.44, 0.41  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
 NEIGHBOURHOOD = 5  # pixels; two images do not give a variance per pixel
 
 
@@ -28,8 +28,8 @@ def likely_error(image: Tensor, without: Tensor, start: Tensor) -> Tensor:
     start
         view sharing, from which both began.
     """
-    spread, way = _local_power(image - without), _local_power(image - start)
-    return (GAIN * spread**SPREAD * way**WAY).sqrt()
+    spread, distance = _local_power(image - without), _local_power(image - start)
+    return (GAIN * spread**SPREAD * distance**DISTANCE).sqrt()
 
 
 def _local_power(difference: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from report.tables import cell
 from utils.files import atomic_path
 
 SCORES = ("psnr_common", "ssim_common")
-UNKNOWN = "it was not reconstructed; the process that tried it says why"
+UNKNOWN = "not reconstructed; see the output of the process that tried it"
 
 
 def write_index(out: Path, names: Sequence[str], failures: Mapping[str, str]) -> None:

@@ -185,6 +185,7 @@ def _facts(scan: Scan, record: Mapping[str, Any]) -> list[tuple[str, str]]:
     facts.append(("net acceleration", f"{1 / scan.mask.double().mean().item():.2f}"))
     facts.append(("peak SNR", f"{record['snr']:.0f}" if math.isfinite(record["snr"]) else "no noise"))
     if record["chi"] is not None:
-        facts.append(("χ", f"{record['chi']:.2f}"))
-    facts.append(("time", f"{record['seconds']:.1f} s" if record["seconds"] < 100 else f"{record['seconds']:.0f} s"))
+        facts.append(("χ²", f"{record['chi']:.2f}"))
+    seconds = record["seconds"]
+    facts.append(("run time", f"{seconds:.1f} s" if seconds < 100 else f"{seconds:.0f} s"))
     return facts

@@ -74,7 +74,7 @@ def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
     if rows:
         table = markdown(rows, METRICS) + (
             "\npsnr_common, ssim_common and nmse compare the scan on one scale: judge by these. gain above 1: too dark."
-            "\nedge_time above 1: time is smoothed (–: the reference has no clear moving edge)."
+            "\nedge_time above 1: temporal blur (–: the reference has no clear moving edge)."
             "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own maximum, as the paper does."
             "\nnearest_merge is view sharing with the nearest frames, global_merge with the mean over all frames; "
             "ou_only is the optimization unit without any network.\n\n"
@@ -85,7 +85,7 @@ def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
     files += [name for name in OPTIONAL if (out / name).exists()]
     lines = [*(str(out / name) for name in files), f"report: {out / 'report.html'}"]
     if warnings := sum(note.startswith("warning: ") for note in notes):
-        lines.append(f"{warnings} warning{'s are' if warnings > 1 else ' is'} above and in report.html")
+        lines.append(f"{warnings} warning{'s' if warnings > 1 else ''}: see above and report.html")
     return table + "\n".join(lines)
 
 

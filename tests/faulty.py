@@ -152,7 +152,7 @@ def faulty(folder: Path) -> Iterator[Case]:
     yield turned
     fewer = other.copy()
     fewer[:, ::3] = False
-    yield Case("mask_leaves_lines_out", _saved(folder / "fewer", measured), "warned", "leaves out", flags=k,
+    yield Case("mask_leaves_lines_out", _saved(folder / "fewer", measured), "warned", "omits", flags=k,
                mask=_saved(folder / "mask_fewer", fewer.astype(np.uint8)))  # fmt: skip
     first = np.repeat(other[:1], FRAMES, 0)
     yield Case("mask_of_one_frame_for_all", _saved(folder / "one", measured), "refused", "mask of frame 0", flags=k,

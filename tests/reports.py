@@ -15,8 +15,8 @@ NOTES = [
     "noise: σ = 0.01 per complex k-space sample (as given); peak SNR 80",
     "warning: frames 3 and 4 (counting from 0) are identical; one may be a copy",
     "priors: GM accepted (step 0.62), LM rejected; held-out squared error 4% below the optimization unit",
-    "quality without a reference: squared error 93% below view sharing at 2400 samples that were used for nothing else",
-    "residual: χ = 0.89 (expected about 1 or less if coil maps and noise level are right)",
+    "quality without a reference: squared error 93% lower than with view sharing at 2400 samples held out for this only",
+    "residual: χ² = 0.89 (about 1 or less if coil maps and noise level are right)",
     f"warning: {EVIL} is doubtful",
 ]
 

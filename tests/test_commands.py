@@ -99,7 +99,7 @@ def test_shipped_checkpoints_and_the_embedded_heart(tmp_path):
     done = command("PCsampling_demo_svd.py", "--frames=5", "--size=64", "--out=out", cwd=tmp_path)
     assert "built-in heart phantom 0: 5 frames of 8 coils, 64×64" in done.stdout and "gldm" in done.stdout
     assert "virtual coils" in done.stdout and "coil maps: Walsh" in done.stdout and "SNR" in done.stdout
-    assert "optimization unit:" in done.stdout and "priors:" in done.stdout and "χ =" in done.stdout
+    assert "optimization unit:" in done.stdout and "priors:" in done.stdout and "χ² =" in done.stdout
     assert names(tmp_path / "out") >= ALWAYS | {"coil_maps.npy", "metrics.csv"}
     maps = np.load(tmp_path / "out" / "coil_maps.npy")
     assert maps.ndim == 3 and np.allclose((np.abs(maps) ** 2).sum(0), 1, atol=1e-4)
@@ -181,7 +181,7 @@ def test_a_bad_scan_does_not_stop_the_others(tmp_path, priors):
     flags = ["--mode=eval", "--config.eval.path=scans", *TINY]
     flags += [f"--config.eval.checkpoint_{name}={path}" for name, path in zip(("global", "local"), priors, strict=True)]
     done = command("main.py", *flags, cwd=tmp_path, succeeds=False)
-    assert_one_sentence(done, "1 of 2 scans left out")
+    assert_one_sentence(done, "1 of 2 scans skipped")
     out = tmp_path / "exp" / "result"
     assert "bad.npz" in done.stderr and names(out) == {"good", "index.html", "metrics.csv", "metrics.md"}
     index = (out / "index.html").read_text()

@@ -92,7 +92,7 @@ SAID = {
     "time_is_first": "", "coils": "coil", "coils_last": "coil", "combined_after_undersampling": "error",
     "rss_after_undersampling": "error", "real_part": "error", "real_imaginary_first": "real and imaginary",
     "integers": "", "odd_size": "", "padded_full_scan": "padded with zeros", "mask_dc_in_corner": "corner",
-    "mask_leaves_out_lines": "warning: the mask leaves out",
+    "mask_leaves_out_lines": "warning: the mask omits",
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ def test_every_slice_gets_a_folder(tmp_path, context_priors):
     path = tmp_path / "scan.nii.gz"
     save_slices(path, image, 2 * image, 0 * image)
     done = demo("--data", path, "--out", tmp_path / "out", cwd=tmp_path, priors=context_priors, succeeds=False)
-    assert done.returncode == 2 and "slice 2 is left out" in done.stderr and "3 slices" in done.stdout
+    assert done.returncode == 2 and "slice 2 skipped" in done.stderr and "3 slices" in done.stdout
     assert names(tmp_path / "out") == {"slice_00", "slice_01"}
     images = [np.load(tmp_path / f"out/slice_0{i}/reconstruction.npy") for i in (0, 1)]
     assert np.allclose(2 * images[0], images[1], atol=0.1)
@@ -46,7 +46,7 @@ def test_every_slice_gets_a_folder(tmp_path, context_priors):
 def test_flags_that_choose_need_data(tmp_path, context_priors):
     for flags in (["--slice", 1], ["--time", "phase"]):
         done = demo(*flags, cwd=tmp_path, priors=context_priors, succeeds=False)
-        assert_one_sentence(done, f"{flags[0]} cannot apply without --data")
+        assert_one_sentence(done, f"{flags[0]} cannot be used without --data")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A folder of scans: shared by processes, gone on with, bad scans left out."""
+"""A folder of scans: shared by processes, gone on with, bad scans skipped."""
 
 import csv
 import json
@@ -77,7 +77,7 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     shutil.rmtree(out / "heart1")
     (out / "metrics.csv").unlink()
     done = demo(*run, cwd=tmp_path, priors=priors)
-    assert done.stdout.count("done before") == 3
+    assert done.stdout.count("already done") == 3
     after = times(out)
     assert {name for name in before if before[name] != after[name]} == {"heart1"}
     strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(text.splitlines())]
@@ -88,10 +88,10 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     whole = (out / "metrics.csv").read_text()
     np.save(scans / "heart2.npy", make_phantom(4, 64, 9).numpy())
     done = demo(*run, "--config.sampling.num_scales=9", cwd=tmp_path, priors=priors, succeeds=False)
-    assert_one_sentence(done, "4 of 4 scans left out")
+    assert_one_sentence(done, "4 of 4 scans skipped")
     assert "another sampling.num_scales;" in done.stderr and "another sampling.num_scales, scan_sha256;" in done.stderr
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
-    assert_one_sentence(done, "1 of 4 scans left out")
+    assert_one_sentence(done, "1 of 4 scans skipped")
     assert times(out) == after
     assert (out / "metrics.csv").read_text() == whole and "was not updated" in done.stdout  # no table of two requests
     demo(*run, "--overwrite", cwd=tmp_path, priors=priors)
@@ -105,7 +105,7 @@ def test_bad_scans_are_left_out_and_told(scans, tmp_path, priors):
     np.save(scans / "heart0.npy", nan)
     run = ["--data", "scans/[bh]*", "--out", "out", *SAMPLER]
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
-    assert_one_sentence(done, "2 of 4 scans left out")
+    assert_one_sentence(done, "2 of 4 scans skipped")
     assert names(tmp_path / "out") == {"heart1", "heart2", "index.html", "metrics.csv", "metrics.md"}
     shutil.rmtree(tmp_path / "out" / "heart1")
     (tmp_path / "out" / "heart1").mkdir()
@@ -123,7 +123,7 @@ def test_scans_of_one_name_get_folders_with_their_suffix(tmp_path, priors):
     demo(*run, cwd=tmp_path, priors=priors)
     assert names(tmp_path / "out") == {"a_npy", "a_npz", "index.html", "metrics.csv", "metrics.md"}
     assert {row["scan"] for row in rows(tmp_path / "out")} == {"a_npy", "a_npz"}
-    assert demo(*run, cwd=tmp_path, priors=priors).stdout.count("done before") == 2
+    assert demo(*run, cwd=tmp_path, priors=priors).stdout.count("already done") == 2
 
 
 def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
@@ -137,14 +137,14 @@ def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
         return subprocess.run([*command, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     done = torchrun("--data", "scans", "--out", "out")
-    assert done.returncode != 0 and "1 of 5 scans left out" in done.stderr
+    assert done.returncode != 0 and "1 of 5 scans skipped" in done.stderr
     out = tmp_path / "out"
     assert names(out) == {"heart0", "heart1", "heart2", "measured", "index.html", "metrics.csv", "metrics.md"}
     assert {row["scan"] for row in rows(out)} == {"heart0", "heart1", "heart2"}
     index = (out / "index.html").read_text()
     for scan in ("heart0", "heart1", "heart2", "measured"):
         assert f'href="{scan}/report.html"' in index
-        assert done.stdout.count(f"{scan}: ") - done.stdout.count(f"{scan}: done before") == 1
+        assert done.stdout.count(f"{scan}: ") - done.stdout.count(f"{scan}: already done") == 1
     assert "broken.mat" in index.split("Left out")[1].split("</section>")[0]  # whichever process met it
     (scans / "broken.mat").unlink()
     assert torchrun("--data", "scans", "--out", "out").returncode == 0
@@ -203,7 +203,7 @@ def hold(folder, seen, release):
 
 def test_flags_for_one_scan(scans, tmp_path, priors):
     done = demo("--data", "scans", "--reference", "scans/heart0.npy", cwd=tmp_path, priors=priors, succeeds=False)
-    assert_one_sentence(done, "belongs to one scan")
+    assert_one_sentence(done, "needs a single scan")
     done = demo("--data", "none/*.mat", cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "none/*.mat holds no scan")
 

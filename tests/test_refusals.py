@@ -209,7 +209,7 @@ def test_priors_of_the_other_kind_are_refused(tmp_path, priors, magnitude):
 @pytest.mark.parametrize(
     "flags,words",
     [
-        (["--mask", "mask.npy", "--acceleration", 8], "leave out --acceleration"),
+        (["--mask", "mask.npy", "--acceleration", 8], "omit --acceleration"),
         (["--mask_key", "mask"], "without --mask"),
     ],
 )
@@ -222,5 +222,5 @@ def test_global_and_local_model_are_not_exchanged(tmp_path, magnitude):
     exchanged = [shipped(name, "cascade") for name in reversed(MODELS)]
     flags = ["--data", magnitude, "--sampler", "cascade", "--out", "out"]
     done = demo(*flags, cwd=tmp_path, priors=exchanged, succeeds=False)
-    assert_one_sentence(done, "is the local model but is given as the global one")
+    assert_one_sentence(done, "is the local model but was given as the global one")
     assert not (tmp_path / "out").exists()

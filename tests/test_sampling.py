@@ -271,7 +271,7 @@ def test_priors_of_the_wrong_kind_are_refused(models, context_models):
     other = replace(models[1], weight=replace(models[1].weight, data_std=0.1))
     with pytest.raises(InputError, match="differ in their noise levels or in data_std"):
         run(scan, (models[0], other))
-    with pytest.raises(InputError, match="exchange them"):
+    with pytest.raises(InputError, match="swap them"):
         run(scan, context_models[::-1], FAST, CASCADE)
 
 
@@ -344,7 +344,7 @@ def test_fully_sampled_scan_holds_nothing_out_and_costs_no_pass(context_models):
     scan, _ = simple_scan(5, acceleration=1)
     result = run(scan, context_models, FAST, CASCADE)
     assert result.settings["calibration"]["held_out"] == 0 and result.settings["passes_per_frame"] == 0
-    assert any("too few lines to hold some out, or none is missing" in note for note in result.notes)
+    assert any("too few lines are sampled to hold any out, or no samples are missing" in note for note in result.notes)
 
 
 def test_a_prior_takes_the_steps_it_was_trained_through(context_models):

@@ -62,7 +62,7 @@ def test_train_resume_evaluate(tmp_path, magnitude):
         ("--config.training.objective=gan", "'gan' is unknown"),
         ("--config.training.accumulation=3", "cannot be split over 1 process(es)"),
         ("--config.training.init=nowhere.safetensors", "nowhere.safetensors is not there"),
-        ("scan.mat", "scan.mat is not a flag"),
+        ("scan.mat", "unexpected argument scan.mat"),
     ],
 )
 def test_configurations_that_cannot_be_used(flag, words, tmp_path):
@@ -80,7 +80,7 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     assert "exp/global/model.safetensors" in first.stdout and "exp/local/model.safetensors" in first.stdout
     kept = sorted(path.name for path in (tmp_path / "exp" / "global" / "checkpoints").iterdir())
     assert kept == ["checkpoint_1.pth", "checkpoint_2.pth", "checkpoint_3.pth"]
-    assert "is at step 3 already" in command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path).stdout
+    assert "has already reached training.n_iters (step 3)" in command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path).stdout
     prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
     assert prior.context.offsets == (-2, -1, 1, 2) and not prior.context.mean and prior.of_scenes
 
@@ -113,16 +113,16 @@ def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
         time.sleep(0.02)
     process.terminate()
     process.join()
-    assert process.exitcode == 143 and "the same command goes on" in (tmp_path / "stdout").read_text()
+    assert process.exitcode == 143 and "the same command resumes" in (tmp_path / "stdout").read_text()
     state = torch.load(tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
     more = [*flags, "--model=global", f"--config.training.n_iters={state['step'] + 2}"]
     done = command("main.py", *more, cwd=tmp_path)
     assert f"at step {state['step']}" in done.stdout
     assert not list(tmp_path.rglob(".checkpoint*"))  # no temporary file stays
     other = [*more, "--config.training.batch_size=4"]
-    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "another training (batch_size)")
+    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "different training (batch_size)")
     cosine = command("main.py", *more, "--config.optim.schedule=cosine", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(cosine, "another")
+    assert_one_sentence(cosine, "different")
 
 
 def test_a_cosine_schedule_is_not_prolonged(tmp_path):
@@ -130,7 +130,7 @@ def test_a_cosine_schedule_is_not_prolonged(tmp_path):
     flags += ["--model=global", "--config.optim.schedule=cosine"]
     command("main.py", *flags, "--config.training.n_iters=2", cwd=tmp_path)
     longer = command("main.py", *flags, "--config.training.n_iters=4", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(longer, "another training (n_iters under optim.schedule=cosine)")
+    assert_one_sentence(longer, "different training (n_iters under optim.schedule=cosine)")
 
 
 def test_evaluation_without_a_reference_leaves_no_scores_of_the_earlier_one(tmp_path, priors):

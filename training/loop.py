@@ -81,7 +81,7 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
             if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
                 weights[name] = value[:, columns]
     if set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
-        raise InputError(f"training.init: {path} is a model of another architecture or context; give one that fits.")
+        raise InputError(f"training.init: {path} has another architecture or context; give a matching model.")
     network.load_state_dict(weights)
 
 
@@ -125,7 +125,7 @@ class Draws(Dataset):
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for what is told by several numbers, such as a step of a process."""
+    """A seed from several numbers, such as step and process."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -196,7 +196,7 @@ class Training:
         if resume_from.exists():
             self._resume(resume_from)
         if self.step >= settings.n_iters:
-            self._tell(f"{self.folder} is at step {self.step} already, all of training.n_iters")
+            self._tell(f"{self.folder} has already reached training.n_iters (step {self.step})")
             return
         with StopRequest() as stop:
             self._steps(stop, resume_from)
@@ -225,7 +225,7 @@ class Training:
                     log.add_image(*self.objective.example(self.network, self.device), self.step)
                 self._snapshots(resume_from, last=stopping or self.step == settings.n_iters)
                 if stopping:
-                    self._tell(f"asked to stop: {resume_from} is of step {self.step}; the same command goes on from it")
+                    self._tell(f"stopped on request: step {self.step} is in {resume_from}; the same command resumes")
                     sys.exit(143)
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
@@ -264,7 +264,7 @@ class Training:
         return loss, norm, stop > 0
 
     def _add_gradient(self, part: tuple[Tensor, ...], size: float) -> float:
-        """The share of a loss and, in the gradients, its own; told what fits when the memory does not hold it."""
+        """Add the gradient of a part; return its fraction of the loss. Out-of-memory errors say how many frames fit."""
 
         def backward(score: Score, part: tuple[Tensor, ...]) -> float:
             share = self.objective.loss(score, part) / size
@@ -329,7 +329,7 @@ class Training:
         except (OSError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(
-                f"{path} or {model} cannot be written ({reason}); what was there before is whole: make room, then "
+                f"{path} or {model} cannot be written ({reason}); earlier files are intact: free disk space, then "
                 "start the same command again."
             ) from None
 
@@ -355,8 +355,8 @@ class Training:
                 if "n_iters" in names:  # that its rate fell to 0 at
                     names[names.index("n_iters")] = "n_iters under optim.schedule=cosine"
                 raise InputError(
-                    f"{path} was written with another {part} ({', '.join(names) or before}). To resume it, give its "
-                    "configuration; to go on with new settings, give a new --workdir and --config.training.init=…/"
+                    f"{path} was written with a different {part} ({', '.join(names) or before}). To resume it, use its "
+                    "configuration; to continue with new settings, give a new --workdir and --config.training.init=…/"
                     "model.safetensors."
                 )
         self.network.load_state_dict(state["model"])

@@ -157,7 +157,7 @@ class SceneDenoising(Objective):
 
 
 def _unmeasured(image: Tensor) -> ForwardModel:
-    """The forward model of a scene that nothing was measured of."""
+    """The forward model of a scene without measured samples."""
     return ForwardModel.of_one_coil(torch.zeros(image.shape, dtype=torch.bool, device=image.device))
 
 

@@ -101,6 +101,6 @@ def own_images(settings: RunSettings, model: str) -> list[tuple[Tensor, bool]]:
             image, kind = problem.view_sharing(window_of(settings, model)), "pseudo-references"
         else:
             image, kind = problem.reference_image(reference) / problem.scale, "images"
-        tqdm.write(f"{scan.name}: {scan}\nlearns from its {kind}")
+        tqdm.write(f"{scan.name}: {scan}\ntraining on its {kind}")
         found.append((image.to(torch.complex64), problem.periodic))
     return found

@@ -20,7 +20,7 @@ class PseudoReferenceSettings(Settings):
 
     part: ClassVar[str] = "pseudo_reference"
 
-    window: str = setting("nearest", "frames that fill a frame's gaps", choices=WINDOWS)
+    window: str = setting("nearest", "frames that missing samples are taken from, for LM", choices=WINDOWS)
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ModelSettings(Settings):
 
     part: ClassVar[str] = "model"
 
-    image_size: int = setting(192, "pixels the network is designed for, and of embedded hearts", least=16)
+    image_size: int = setting(192, "matrix size of the network's design, and of built-in heart phantoms", least=16)
     nf: int = setting(128, "features at full resolution", least=1)
     ch_mult: tuple = setting((1, 1, 2, 2, 2, 2, 2), "multiples of nf per level, finest first", least=1)
     num_res_blocks: int = setting(2, "residual blocks per level", least=1)
@@ -39,7 +39,7 @@ class ModelSettings(Settings):
     sigma_max: float = setting(4.0, "largest noise level", above=0)
     dropout: float = setting(0.0, "probability, in training", least=0, most=0.9)
     ema_rate: float = setting(0.999, "decay of the running average of the weights", least=0, most=1)
-    temporal: bool = setting(False, "every level sees the frames before and after; objectives with context only")
+    temporal: bool = setting(False, "every level sees the frames before and after; not with dsm")
     patch: int = setting(1, "side of the pixel blocks that form one network input (pixel unshuffle)", least=1)
 
     def network(self, context: Context | None) -> NCSNpp:
@@ -55,7 +55,7 @@ class OptimSettings(Settings):
     part: ClassVar[str] = "optim"
 
     lr: float = setting(2e-4, "learning rate", least=0)
-    schedule: str = setting("constant", "after the warm-up; cosine: falls to 0 at training.n_iters",
+    schedule: str = setting("constant", "learning rate after the warm-up; cosine: falls to 0 at training.n_iters",
                             choices=("constant", "cosine"))  # fmt: skip
     warmup: int = setting(5000, "steps of linear warm-up", least=0)
 
@@ -67,7 +67,7 @@ class TrainingSettings(Settings):
     part: ClassVar[str] = "training"
 
     objective: str = setting(
-        "dsm", "dsm: published, denoise merged frames; scenes: denoise moving scenes, synthetic or of data.path",
+        "dsm", "dsm: the paper's, on merged frames; scenes: on moving scenes, synthetic or from data.path",
         choices=OBJECTIVES,
     )  # fmt: skip
     batch_size: int = setting(4, "frames per step, of all processes and accumulated parts together", least=1)
@@ -79,9 +79,9 @@ class TrainingSettings(Settings):
     snapshot_freq: int = setting(10000, "steps between checkpoints that are kept, and TensorBoard images", least=1)
     snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
     compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
-    init: str = setting("", "model.safetensors to begin from, for GM and LM alike; empty: at random")
-    scene_frames: int = setting(16, "scenes: most frames of one scan in a batch", least=1)
-    columns: int = setting(48, "scenes: side of a sample, pixels; 0: model.image_size", least=0)
+    init: str = setting("", "model.safetensors to start from, for GM and LM; empty: random weights")
+    scene_frames: int = setting(16, "scenes: maximum frames of one scan in a batch", least=1)
+    columns: int = setting(48, "scenes: side of the training crop, pixels; 0: model.image_size", least=0)
 
 
 @dataclass(frozen=True)

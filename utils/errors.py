@@ -26,7 +26,7 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         sys.exit(2)
     except torch.OutOfMemoryError as error:
         words = str(error).split(". ")[0]
-        print(f"error: the GPU's memory is full ({words}); free it, or take a smaller scan.", file=sys.stderr)
+        print(f"error: out of GPU memory ({words}); free some, or use a smaller scan.", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
         # some libraries raise it with words only
@@ -34,5 +34,5 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         print(f"error: {' '.join(words.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: what was not finished is not written.", file=sys.stderr)
+        print("\ninterrupted: unfinished results were not written.", file=sys.stderr)
         sys.exit(130)

@@ -6,7 +6,7 @@ import sys
 
 
 def _leave(*_: object) -> None:
-    sys.stderr.write("\ninterrupted: nothing was begun.\n")
+    sys.stderr.write("\ninterrupted before anything started.\n")
     os._exit(130)
 
 

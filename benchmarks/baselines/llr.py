@@ -1,4 +1,4 @@
-"""Locally low rank: every small patch moves in few ways."""
+"""Locally low rank: the time courses in a small patch are linear combinations of few."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Temporal total variation: every pixel changes in few steps."""
+"""Temporal total variation: the time course of a pixel is piecewise constant."""
 
 import torch
 

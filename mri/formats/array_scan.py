@@ -126,7 +126,7 @@ def _beside(
         if noise.ndim != 2 or noise.shape[0] != coils or not np.iscomplexobj(noise):
             raise InputError(
                 f"{path}, {where}: noise samples are complex, (coils, samples) with the {coils} coil"
-                f"{'s' if coils > 1 else ''} of the k-space; correct the variable, or rename it if it is none."
+                f"{'s' if coils > 1 else ''} of the k-space; correct the variable, or rename it if it is not noise."
             )
         samples = torch.from_numpy(np.ascontiguousarray(noise, dtype=np.complex64))
         said.append(f"noise samples: {where}{', its axes exchanged' if turned else ''}")

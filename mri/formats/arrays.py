@@ -52,7 +52,7 @@ def read_arrays(path: Path, key: str | None, nameless: tuple[str, ...]) -> tuple
             case _:
                 variables = _read_hdf5(path)
     except PermissionError:
-        raise InputError(f"{path} may not be read by this user; change its permissions.") from None
+        raise InputError(f"{path} cannot be read: permission denied; change its permissions.") from None
     except InputError:
         raise
     except Exception:  # each reader has its own exception for each way in which a file can be broken
@@ -96,7 +96,7 @@ def format_of(path: Path) -> str:
 def check_suffix(path: Path) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(
-            f"{path} is of no format that is read (docs/formats.md); arrays are {', '.join(SUFFIXES)}."
+            f"{path} has an unsupported format (docs/formats.md); array files are {', '.join(SUFFIXES)}."
         )
 
 
@@ -205,4 +205,4 @@ def choose_array(
             return choice[0]
     if not candidates:
         raise InputError(f"{path} holds no array of {least_axes} axes ({listing}); give a file that does.")
-    raise InputError(f"{path} holds several arrays that could be meant ({listing}); name one with {flag}.")
+    raise InputError(f"{path} has several candidate arrays ({listing}); choose one with {flag}.")

@@ -101,7 +101,7 @@ def dimensions(header: Path) -> list[int]:
     at = next((i for i, line in enumerate(lines) if line.strip() == "# Dimensions"), None)
     words = lines[at + 1].split() if at is not None and at + 1 < len(lines) else []
     if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-        raise InputError(f"{header} is no header of BART: '# Dimensions' and a line of numbers are missing.")
+        raise InputError(f"{header} is not a BART header: '# Dimensions' and a line of numbers are missing.")
     sizes = [int(word) for word in words]
     return (sizes + [1] * 16)[: max(16, len(sizes))][:16]
 

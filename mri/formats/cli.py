@@ -41,15 +41,18 @@ def _type(dataset: h5py.Dataset) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mri.formats", description="Print what is in a file and how it would be reconstructed.",
+        prog="python -m mri.formats", description="Print what a file contains and how it is interpreted.",
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("file", type=Path, help="scan file, or folder of a DICOM series")
-    for name in ("key", "kind", "dc"):
-        parser.add_argument(f"--{name}", default="center" if name == "dc" else "")
-    parser.add_argument("--time", default="", choices=TIMES)
-    for name in ("frames_axis", "coils_axis", "slice", "set"):
-        parser.add_argument(f"--{name}", type=int)
+    parser.add_argument("--key", default="", help="variable in the file (for .npy: image or kspace; DICOM: series)")
+    parser.add_argument("--kind", default="", choices=("image", "kspace"), help="what the variable holds")
+    parser.add_argument("--dc", default="center", choices=("center", "corner"), help="where zero frequency lies")
+    parser.add_argument("--time", default="", choices=TIMES, help="dimension or counter used as time")
+    parser.add_argument("--frames_axis", type=int, help="axis of time, e.g. -1")
+    parser.add_argument("--coils_axis", type=int, help="axis of the coils, e.g. 1")
+    parser.add_argument("--slice", type=int, help="slice to use, counting from 0")
+    parser.add_argument("--set", type=int, help="set to use, such as a velocity encoding")
     given = vars(parser.parse_args(arguments))
     path = given.pop("file")
 
@@ -61,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         try:
             scan, _ = scan_from_file(Intake(DataSettings(**given)), path)
         except SeveralSlices as several:
-            print(f"{len(several.slices)} slices: each is reconstructed into a folder of its own; --slice takes one")
+            print(f"{len(several.slices)} slices: each is reconstructed into its own folder; --slice selects one")
             scan, _ = scan_from_file(Intake(DataSettings(**given | {"slice": 0})), path)
             print("slice 0:")
         print(scan)

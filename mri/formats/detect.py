@@ -28,7 +28,7 @@ def reader_of(path: Path) -> ModuleType | None:
     try:
         return next((reader for reader in READERS if reader.recognises(path)), None)
     except PermissionError:
-        raise InputError(f"{path} may not be read by this user; change its permissions.") from None
+        raise InputError(f"{path} cannot be read: permission denied; change its permissions.") from None
 
 
 def scan_name(path: Path) -> str:

@@ -121,7 +121,7 @@ def refuse_unreadable(file: Path, dataset: Any) -> None:
     except NotImplementedError:
         known = False
     if not known:
-        raise InputError(f"{file} is compressed as {syntax.name}, which is not read; export it uncompressed.")
+        raise InputError(f"{file} is compressed as {syntax.name}, which is not supported; export it uncompressed.")
 
 
 def classic_frame(file: Path, dataset: Any) -> Frame:

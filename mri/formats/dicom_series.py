@@ -112,8 +112,8 @@ def _one_slice(path: Path, frames: list[Frame], options: ReadOptions) -> tuple[l
     counts = [int((places == level).sum()) for level in levels]
     if len(set(counts)) > 1:
         raise InputError(
-            f"{path}: its {len(levels)} slices have {', '.join(map(str, counts))} images, so frames are missing or of "
-            "several scans; export the series again."
+            f"{path}: its {len(levels)} slices have {', '.join(map(str, counts))} images, so frames are missing or "
+            "several scans are mixed; export the series again."
         )
     chosen = choose_slice(str(path), len(levels), options.slice)
     said = [f"slice {chosen} of {len(levels)}"] if len(levels) > 1 else []
@@ -141,7 +141,9 @@ def _ordered(path: Path, frames: list[Frame]) -> tuple[list[Frame], str]:
                 f"{path} has {len(frames)} of the {expected} cardiac phases that its header names; export it again."
             )
         return frames, f"ordered by {words}"
-    raise InputError(f"{path}: neither trigger times nor instance numbers order its images; export the series again.")
+    raise InputError(
+        f"{path}: its images cannot be ordered by trigger time, temporal position or instance number; export it again."
+    )
 
 
 def _pixels(path: Path, frame: Frame) -> np.ndarray:

@@ -88,7 +88,7 @@ def write_series(
     if viewers and geometry.voxel_mm is None:
         said.append("the file does not give the voxel size; 1 mm is written")
     if viewers and geometry.voxel_mm is not None and geometry.affine() is None:
-        said.append("the file does not say how the slice lies in the patient; an axial slice is written")
+        said.append("the file does not give the slice orientation; an axial slice is written")
     if viewers and frame_times(geometry, len(image)) is None:
         said.append("the file does not give frame times; none are written")
     if "nifti" in formats:
@@ -154,7 +154,7 @@ def patient_header(path: Path | None) -> Any:
                 return pydicom.dcmread(file, stop_before_pixels=True)
         except (InvalidDicomError, OSError):
             continue
-    raise InputError(f"--keep_patient: {path} is no DICOM series and names no patient; leave it out.")
+    raise InputError(f"--keep_patient: {path} is not a DICOM series and has no patient data; omit the flag.")
 
 
 def write_dicom(folder: Path, image: np.ndarray, geometry: Geometry, name: str, header: Any = None) -> None:

@@ -22,7 +22,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except InputError:
         raise
     except PermissionError:
-        raise InputError(f"{path} may not be read by this user; change its permissions.") from None
+        raise InputError(f"{path} cannot be read: permission denied; change its permissions.") from None
     except (OSError, RuntimeError, ValueError, KeyError, TypeError):  # h5py has one of these for each kind of damage
         raise InputError(
             f"{path} is an HDF5 file that is damaged or cut short; save or download it again."

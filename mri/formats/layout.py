@@ -91,7 +91,7 @@ def slice_axis(
     lengths = ", ".join(f"{i} (length {array.shape[i]})" for i in others)
     raise InputError(
         f"{where} has the axes {array.shape}; which of {lengths} are frames, {'coils ' if kspace else ''}and slices is "
-        f"not clear: name them with --frames_axis{' and --coils_axis' if kspace else ''}. The one left is slices."
+        f"not clear: name them with --frames_axis{' and --coils_axis' if kspace else ''}. The remaining axis is slices."
     )
 
 

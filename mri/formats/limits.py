@@ -22,6 +22,6 @@ def check_size(path: Path, values: int, mend: str = "save one slice, or fewer fr
     needed, free = 8 * values, available_bytes()
     if COPIES * needed > free:
         raise InputError(
-            f"{path} holds {needed / 2**30:.1f} GiB as complex numbers, and reading it takes {COPIES} times that where "
+            f"{path} has {needed / 2**30:.1f} GiB of complex numbers; reading it needs {COPIES} times that, but only "
             f"{free / 2**30:.1f} GiB of memory are free; {mend}."
         )

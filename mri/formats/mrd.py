@@ -60,7 +60,7 @@ def contents(file: h5py.File) -> list[str]:
     heads = group["data"]["head"]
     several = {name: len(np.unique(heads["idx"][name])) for name in heads["idx"].dtype.names if name != "user"}
     counted = ", ".join(f"{count} of {name}" for name, count in several.items() if count > 1)
-    return [f"{len(heads)} readouts, {int(_has(heads, NOISE).sum())} of them noise: {counted or 'all of one counter'}"]
+    return [f"{len(heads)} readouts, {int(_has(heads, NOISE).sum())} of them noise: {counted or 'constant counters'}"]
 
 
 def read(path: Path, options: ReadOptions) -> Stored:
@@ -99,7 +99,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     if phase_oversampling > MOST_PHASE_OVERSAMPLING:
         details.append(
             f"warning: the header has a field of view along the phase encoding {phase_oversampling:.3g} times that of "
-            "the images, which is not believed; the images are not cropped. Correct the header."
+            "the images, which is implausible and ignored; the images are not cropped. Correct the header."
         )
         phase_oversampling = 1.0
     if phase_oversampling > 1:
@@ -108,7 +108,9 @@ def read(path: Path, options: ReadOptions) -> Stored:
     if SIEMENS not in header.vendor and geometry.frame_time_ms is None:
         details.append(f"frame times are unknown: the time stamps of {header.vendor or 'this file'} have no known unit")
     if readouts.height > header.encoded_matrix[1] > 0:
-        details.append(f"k-space has {readouts.height} lines around its centre, the header {header.encoded_matrix[1]}")
+        details.append(
+            f"k-space has {readouts.height} lines about its centre; the header gives {header.encoded_matrix[1]}"
+        )
     return finished(
         finding, "kspace", details=details, noise=samples, mask=assembled.mask, averages=assembled.averages,
         oversampling=oversampling, phase_oversampling=phase_oversampling,
@@ -145,7 +147,7 @@ def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.nd
                 said.append(f"{int(odd.sum())} readouts with other than {usual} {words} are left out")
                 keep &= ~odd
     if not keep.any():
-        raise InputError(f"{path} holds no readout of an image, only noise or calibration; give the imaging scan.")
+        raise InputError(f"{path} has no imaging readouts, only noise or calibration; give the imaging scan.")
     if header.trajectory not in ("", "cartesian", "other", "epi") or (heads["trajectory_dimensions"][keep] > 0).any():
         words = header.trajectory or "non-Cartesian"
         raise InputError(f"{path} has a {words} trajectory; grid it to Cartesian k-space.")
@@ -161,7 +163,7 @@ def _values(path: Path, acquisition: np.void) -> np.ndarray:
     coils, samples = int(acquisition["head"]["active_channels"]), int(acquisition["head"]["number_of_samples"])
     values = np.asarray(acquisition["data"], np.float32)
     if coils * samples == 0 or values.size != 2 * coils * samples:
-        raise InputError(f"{path} has a readout of another length than its header says; it is damaged: save it again.")
+        raise InputError(f"{path} has a readout whose length differs from its header; it is damaged: save it again.")
     return values.view(np.complex64).reshape(coils, samples)
 
 

@@ -78,7 +78,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     except InputError:
         raise
     except PermissionError:
-        raise InputError(f"{path} may not be read by this user; change its permissions.") from None
+        raise InputError(f"{path} cannot be read: permission denied; change its permissions.") from None
     except Exception:  # nibabel and zlib have an exception for each way in which a file can be broken
         raise damaged from None
     if array.dtype.names or array.dtype.kind not in "biufc":

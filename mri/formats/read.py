@@ -60,7 +60,7 @@ def load_scan(
         return reader.read(path, options)
     finally:
         if _stamps(path) != before:  # and whatever was read, or said to be wrong with it, is of neither version
-            raise InputError(f"{path} changed while it was read; wait until it is written, and start again.")
+            raise InputError(f"{path} changed while it was being read; wait until it is complete, and start again.")
 
 
 def _stamps(path: Path) -> list[tuple[str, int, int]]:

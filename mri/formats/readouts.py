@@ -158,7 +158,7 @@ def _frames(path: Path, readouts: Readouts, options: ReadOptions) -> tuple[str, 
     present, frame = np.unique(values, return_inverse=True)
     gaps = sorted(set(range(int(present[0]), int(present[-1]) + 1)) - set(present.tolist()))
     if gaps and not (time == "repetition" and lengths["phase"] > 1):
-        said.append(f"warning: {time} {', '.join(map(str, gaps[:8]))} has no readout and is left out")
+        said.append(f"warning: no readouts for {time} {', '.join(map(str, gaps[:8]))}; skipped")
     return time, frame, said
 
 
@@ -182,5 +182,5 @@ def _centred(readouts: Readouts) -> tuple[Readouts, list[str]]:
                 readouts.height, readouts.width,
             )  # fmt: skip
             end = "first" if start else "last"
-            return moved, [f"the k-space peak shows that the {end} part of the readout is missing; the header does not"]
+            return moved, [f"the k-space peak shows that the {end} part of the readout is missing, unlike the header"]
     return readouts, []

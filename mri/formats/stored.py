@@ -155,8 +155,8 @@ def finished(finding: Finding, kind: str | None, dc: str = "center", guess: str 
         raise InputError(f"{where} holds 1 frame; give a scan of at least 2 frames.")
     if min(array.shape[2:]) < SMALLEST or array.shape[1] > MOST_COILS:
         raise InputError(
-            f"{where} would be {len(array)} frames of {array.shape[1]} coils, {array.shape[2]} x {array.shape[3]}, "
-            "which is no scan; name its axes with --frames_axis and --coils_axis."
+            f"{where} was interpreted as {len(array)} frames of {array.shape[1]} coils, {array.shape[2]} x "
+            f"{array.shape[3]}, which is not a valid scan; name its axes with --frames_axis and --coils_axis."
         )
     data = as_complex64(where, array, kind)
     kind = kind or ("kspace" if np.iscomplexobj(array) and looks_like_kspace(data) else "image")
@@ -191,7 +191,7 @@ def as_complex64(where: str, array: np.ndarray, kind: str | None) -> torch.Tenso
             "are images: --kind image)."
         )
     if dtype.kind not in "iufc":
-        raise InputError(f"{where} has dtype {dtype}, a mask rather than a scan; save it as numbers (float32).")
+        raise InputError(f"{where} has dtype {dtype}, like a mask; save the scan as numbers (float32).")
     with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite and is counted
         data = np.require(array, np.complex64, ("C", "W"))
     finite = np.isfinite(data)

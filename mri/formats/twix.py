@@ -90,7 +90,7 @@ def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:
     """The scan of twixtools' measurement data blocks."""
     imaging = [block for block in blocks if block.is_image_scan()]
     if not imaging:
-        raise InputError(f"{path} holds no readout of an image; give the imaging scan.")
+        raise InputError(f"{path} has no imaging readouts; give the imaging scan.")
     if any(block.is_flag_set("REFLECT") for block in imaging):
         raise InputError(f"{path} has reversed readouts (EPI), which need a phase correction first.")
     if len({block.cPar for block in imaging}) > 1:
@@ -111,7 +111,7 @@ def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:
     layout = (
         f"{len(imaging)} readouts of {width} samples, oversampled {OVERSAMPLING:g} times", *assembled.said,
         *([f"{left_out} non-imaging readouts are left out"] if left_out else []),
-        "warning: this reader was not tested with a file of a scanner; check the zero-filled images",
+        "warning: this reader has not been tested on files from a scanner; check the zero-filled images",
     )  # fmt: skip
     return finished(
         Finding(path, "", NAME, assembled.kspace, str(path), layout, sha256(path)), "kspace",

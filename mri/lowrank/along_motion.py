@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 MEMBERS = 16  # frames of a group, at most: those nearest in time to the reference frame
 REFERENCES = 4  # reference frames for every MEMBERS frames; of shorter scans 4 or a few more
 SEARCH = 3  # pixels in each direction in which a patch is looked for
-NEARNESS = 1e-3  # a match d pixels away must be (1 + NEARNESS d²) times as like, which decides near ties
+NEARNESS = 1e-3  # a match d pixels away must be better by a factor of (1 + NEARNESS d²), which decides near ties
 TRACKINGS, APART = 4, 10  # how often the patches are looked for, at most, and steps between, at least
 GROUPS = 4096  # handled at once by the plain form: bounds the memory beside a few copies of the scan
 FUSED = importlib.util.find_spec("numba") is not None  # whether CPUs use `mri.lowrank.fused`
@@ -267,7 +267,7 @@ def motion_low_rank(
     ----------
     start
         images to begin from, complex `(frames, height, width)` of unit scale; or what step `first − 1` of an earlier
-        run yielded: without `follow` the run goes on as that one did.
+        run yielded: without `follow` that run is continued exactly.
     model, measured
         A, and y `(frames, coils, ky, kx)` of unit scale, 0 outside the mask.
     patches
@@ -276,7 +276,7 @@ def motion_low_rank(
     seed
         of the shifts of the patches.
     follow
-        what changes the low-rank images of a step, given them, the step's ν, and its number: a prior.
+        applied to the low-rank images of each step, called with them, ν and the number of the step: a prior.
     first
         the step of the schedule to begin with.
 

@@ -215,7 +215,7 @@ def test_series_that_are_refused(tmp_path, values):
     with pytest.raises(InputError, match="rescale slope 0"):
         load_scan(folder)
     folder = classic(tmp_path / "same", values, TriggerTime=0.0, InstanceNumber=1)
-    refusal(folder, "neither trigger times nor instance numbers")
+    refusal(folder, "cannot be ordered by trigger time")
     refusal(folder, "--kind kspace", kind="kspace")
     (tmp_path / "empty").mkdir()
     refusal(tmp_path / "empty", "folder")

@@ -26,7 +26,7 @@ def test_no_such_file_folder_suffix_or_option(tmp_path, stored):
     refusal(tmp_path / "none.mat", "does not exist")
     refusal(tmp_path, "folder")
     (tmp_path / "scan.dcm").write_bytes(b"1")
-    refusal(tmp_path / "scan.dcm", "of no format that is read", ".mat", ".h5")
+    refusal(tmp_path / "scan.dcm", "unsupported format", ".mat", ".h5")
     path = tmp_path / "scan.npy"
     np.save(path, stored)
     for options in ({"kind": "real"}, {"dc": "left"}):

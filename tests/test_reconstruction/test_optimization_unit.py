@@ -126,7 +126,7 @@ def test_reconstruction_says_what_was_chosen(problem, truth, context_priors):
     assert torch.equal(result.start, problem.finished(unit.image)) and result.start_seconds > 0
     assert result.settings["config"]["ou"]["operator"] == "motion"
     assert any("along the motion, 10 steps" in note and "view sharing" in note for note in result.notes)
-    assert any("not used otherwise" in note for note in result.notes)
+    assert any("held out for this only" in note for note in result.notes)
     without = reconstruct_problem(problem, models, replace(SHORT, operator="llr"), CASCADE)
     assert any("optimization unit: locally low rank; held-out" in note for note in without.notes)
     assert evaluate(result.start, truth)["psnr"] > evaluate(without.start, truth)["psnr"] + 2

@@ -179,7 +179,7 @@ def test_what_is_unusual_is_said():
     few = mask.clone()
     few[5] = False
     few[5, 32] = True
-    assert "frame 5 (counting from 0) has only 1 of the usual" in said(kspace, few)
+    assert "frame 5 (counting from 0) has only 1 sampled lines; the median" in said(kspace, few)
     assert "16 of 64 lines are sampled in no frame" in said(kspace, mask & (torch.arange(64) >= 16)[:, None])
     assert "at row 37, column 29" in said(torch.roll(kspace, (5, -3), (1, 2)), torch.roll(mask, 5, 1))
     still = kspace.clone()

@@ -62,11 +62,11 @@ def test_a_report_is_one_file_with_all_that_was_said(tmp_path):
 
 
 def test_warnings_of_the_reader_stand_with_the_others(tmp_path):
-    found = "scan.h5: 4 frames\nwarning: phase 3 has no readout and is left out"
+    found = "scan.h5: 4 frames\nwarning: no readouts for phase 3; skipped"
     text = write(tmp_path / "report.html", notes=["noise: none"], found=found).read_text()
     said = " ".join(Elements(text).text.split())
-    assert said.count("phase 3 has no readout") == 1 and "warning:" not in said and "No warnings." not in said
-    assert said.index("phase 3 has no readout") < said.index("Images")
+    assert said.count("no readouts for phase 3") == 1 and "warning:" not in said and "No warnings." not in said
+    assert said.index("no readouts for phase 3") < said.index("Images")
 
 
 def test_names_are_escaped(tmp_path):

@@ -118,7 +118,7 @@ def test_a_full_disk_leaves_the_checkpoint_of_before(tmp_path):
     more = [sys.executable, str(ROOT / "main.py"), *flags, "--config.training.n_iters=9"]
     done = subprocess.run(more, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, preexec_fn=full)
     assert done.returncode == 2
-    assert_one_sentence(done, "make room")
+    assert_one_sentence(done, "free disk space")
     assert kept.read_bytes() == whole and (kept.parents[1] / "model.safetensors").read_bytes() == model
     assert not list(tmp_path.rglob(".checkpoint*")) and not list(tmp_path.rglob(".model*"))
     assert "at step 6" in command("main.py", *flags, "--config.training.n_iters=9", cwd=tmp_path).stdout

@@ -74,7 +74,7 @@ def test_training_on_scenes_and_on_own_scans_and_using_them(tmp_path):
     np.save(tmp_path / "scan.npy", kspace.numpy())
     learned = command("main.py", *flags, "--model=global", "--workdir=own", "--config.data.path=scan.npy",
                       "--config.data.key=kspace", "--config.data.frames=0", cwd=tmp_path)  # fmt: skip
-    assert "learns from its pseudo-references" in learned.stdout + learned.stderr
+    assert "training on its pseudo-references" in learned.stdout + learned.stderr
     done = command("PCsampling_demo_svd.py", "--data", "scan.npy", "--key", "kspace", "--out", "out",
                    "--checkpoint_global", paths[0], "--checkpoint_local", paths[1], cwd=tmp_path)  # fmt: skip
     assert "priors: GM" in done.stdout

@@ -65,4 +65,4 @@ def test_one_sentence_and_an_exit_code(error, code, words, capsys):
 def test_ctrl_c_while_importing_is_one_sentence():
     code = "import utils.interrupt, os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 130 and done.stderr.strip() == "interrupted: nothing was begun."
+    assert done.returncode == 130 and done.stderr.strip() == "interrupted before anything started."

@@ -90,4 +90,4 @@ def test_a_full_gpu_elsewhere_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as left:
         exit_on_input_error(full)
     told = capsys.readouterr().err
-    assert left.value.code == 2 and "memory is full (CUDA out of memory);" in told
+    assert left.value.code == 2 and "out of GPU memory (CUDA out of memory);" in told
