@@ -145,7 +145,7 @@ def test_processes_of_torchrun_share_the_scans(scans, tmp_path, priors):
     for scan in ("heart0", "heart1", "heart2", "measured"):
         assert f'href="{scan}/report.html"' in index
         assert done.stdout.count(f"{scan}: ") - done.stdout.count(f"{scan}: already done") == 1
-    assert "broken.mat" in index.split("Left out")[1].split("</section>")[0]  # whichever process met it
+    assert "broken.mat" in index.split("Skipped")[1].split("</section>")[0]  # whichever process met it
     (scans / "broken.mat").unlink()
     assert torchrun("--data", "scans", "--out", "out").returncode == 0
 

@@ -80,7 +80,8 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     assert "exp/global/model.safetensors" in first.stdout and "exp/local/model.safetensors" in first.stdout
     kept = sorted(path.name for path in (tmp_path / "exp" / "global" / "checkpoints").iterdir())
     assert kept == ["checkpoint_1.pth", "checkpoint_2.pth", "checkpoint_3.pth"]
-    assert "has already reached training.n_iters (step 3)" in command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path).stdout
+    again = command("main.py", *flags, "--config.training.n_iters=3", cwd=tmp_path)
+    assert "has already reached training.n_iters (step 3)" in again.stdout
     prior = load_prior(tmp_path / "exp" / "local" / "model.safetensors")
     assert prior.context.offsets == (-2, -1, 1, 2) and not prior.context.mean and prior.of_scenes
 
