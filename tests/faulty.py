@@ -124,7 +124,7 @@ def faulty(folder: Path) -> Iterator[Case]:
     yield Case("clipped_bytes", _saved(folder / "clipped", clipped), "warned", "clipped", flags=pictures)
 
     rolled = np.roll(image, (SIZE // 2, SIZE // 2), (1, 2))
-    yield Case("images_without_fftshift", _saved(folder / "rolled", rolled), "warned", "across the edges",
+    yield Case("images_without_fftshift", _saved(folder / "rolled", rolled), "warned", "around the edges",
                flags=pictures)  # fmt: skip
 
     centred = (np.abs(image) - np.abs(image).mean()).astype(np.float32)

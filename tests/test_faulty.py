@@ -91,7 +91,7 @@ SAID = {
     "partial_fourier": "sampled in no frame", "spike": "warning: a spike", "hot_voxel": "warning: the voxel",
     "time_is_first": "", "coils": "coil", "coils_last": "coil", "combined_after_undersampling": "error",
     "rss_after_undersampling": "error", "real_part": "error", "real_imaginary_first": "real and imaginary",
-    "integers": "", "odd_size": "", "padded_full_scan": "padded with zeros", "mask_dc_in_corner": "corner",
+    "integers": "", "odd_size": "", "padded_full_scan": "zero-padded", "mask_dc_in_corner": "corner",
     "mask_leaves_out_lines": "warning: the mask omits",
 }  # fmt: skip
 

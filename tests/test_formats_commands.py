@@ -73,5 +73,5 @@ def test_raw_data_end_to_end(tmp_path, context_priors, shared_file):
     flags = ["--frames", 4, "--size", 64, "--out", tmp_path / "out"]
     done = demo("--data", path, *flags, cwd=tmp_path, priors=context_priors)
     assert np.load(tmp_path / "out/reconstruction.npy").shape == (4, 64, 64)
-    for words in ("time: phase", "readout oversampling (2) removed", "noise samples", "mask as the readouts"):
+    for words in ("time: phase", "readout oversampling (2) removed", "noise samples", "mask from the readouts"):
         assert words in done.stdout

@@ -38,7 +38,7 @@ def test_train_resume_evaluate(tmp_path, magnitude):
     assert names(tmp_path / "straight") == {"global", "data"}
 
     done = command("main.py", *seed, "--config.model.nf=16", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(done, "another model (nf)")
+    assert_one_sentence(done, "different model (nf)")
 
     (tmp_path / "scans").mkdir()
     magnitude.rename(tmp_path / "scans" / "heart.mat")

@@ -83,7 +83,7 @@ def test_clipped_integers(image):
 
 def test_object_across_the_edges(image):
     rolled = torch.roll(image, (32, 32), dims=(1, 2))
-    assert any("across the edges" in text for text in image_remarks(rolled, "scan.npy"))
+    assert any("around the edges" in text for text in image_remarks(rolled, "scan.npy"))
 
 
 def test_identical_frames(image):
@@ -143,9 +143,9 @@ def test_kspace_that_is_transformed_along_one_axis_alone(image):
 def test_kspace_of_alternating_sign_has_its_object_at_the_edges(image):
     sign = (-1.0) ** (torch.arange(64)[:, None] + torch.arange(64))
     scan = Scan.from_arrays(sign * fft2c(image), make_mask("uniform", SHAPE, 4, 8))
-    assert any("across the edges" in text for text in prepare(scan).notes)
+    assert any("around the edges" in text for text in prepare(scan).notes)
     scan = Scan.from_arrays(fft2c(image), make_mask("uniform", SHAPE, 4, 8))
-    assert not any("across the edges" in text for text in prepare(scan).notes)
+    assert not any("around the edges" in text for text in prepare(scan).notes)
 
 
 def test_a_noisy_coil_is_named(image):

@@ -205,7 +205,7 @@ def test_a_header_that_counts_the_measured_lines_alone(tmp_path, oversampled, ma
         file.scan(oversampled, mask[:, :50], line_offset=-8)
     stored = load_scan(path)
     assert stored.data.shape[2] == 80 and stored.mask[:, 8:58, 0].equal(mask[:, :50])
-    assert "80 lines around its centre" in str(stored) and stored.geometry.voxel_mm[0] == pytest.approx(192 / 80)
+    assert "80 lines about its centre" in str(stored) and stored.geometry.voxel_mm[0] == pytest.approx(192 / 80)
 
 
 def test_averages(tmp_path, oversampled, mask):

@@ -48,7 +48,7 @@ def test_readouts_become_kspace(tmp_path, kspace):
     blocks += [Block(kspace[t, :, line].numpy(), cPhs=t, cLin=line) for t, line in mask.nonzero().tolist()]
     stored = from_blocks(path, blocks, ReadOptions())
     assert torch.equal(stored.data, torch.where(mask[:, None, :, None], kspace, 0)) and stored.oversampling == 2
-    assert stored.noise is None and "not tested with a file of a scanner" in str(stored)
+    assert stored.noise is None and "not been tested on files from a scanner" in str(stored)
     assert "2 non-imaging readouts are left out" in str(stored)
     with pytest.raises(InputError, match="EPI"):
         reflected = Block(noise)

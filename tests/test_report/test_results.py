@@ -17,8 +17,8 @@ def test_numbers_that_are_none_are_dashes_for_people_and_stay_in_csv(tmp_path):
 def test_warnings_are_counted_and_not_repeated(tmp_path):
     said = ["noise: none", "warning: this is doubtful", "warning: that is doubtful"]
     text = summary(tmp_path, [], said)
-    assert text.endswith("2 warnings are above and in report.html") and "doubtful" not in text
-    assert summary(tmp_path, [], said[:2]).endswith("1 warning is above and in report.html")
+    assert text.endswith("2 warnings: see above and report.html") and "doubtful" not in text
+    assert summary(tmp_path, [], said[:2]).endswith("1 warning: see above and report.html")
     assert "above" not in summary(tmp_path, [], said[:1])
 
 
