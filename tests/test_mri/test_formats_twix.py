@@ -54,7 +54,7 @@ def test_readouts_become_kspace(tmp_path, kspace):
         reflected = Block(noise)
         reflected.is_flag_set = lambda flag: flag == "REFLECT"
         from_blocks(path, [*blocks, reflected], ReadOptions())
-    with pytest.raises(InputError, match="no readout"):
+    with pytest.raises(InputError, match="no imaging readouts"):
         from_blocks(path, blocks[:2], ReadOptions())
 
 
