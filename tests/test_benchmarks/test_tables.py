@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import ablation, calibration, quality, speed
+from benchmarks import ablation, calibration, published, quality, speed, zero_shot
 from benchmarks.baselines import bart, l_plus_s, llr, temporal_tv
 from benchmarks.scores import SCORES, over_seeds
-from models.prior import load_prior
+from models.prior import MODELS, load_prior, shipped
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.metrics import image_error
 from mri.noise import chi
 from mri.phantom import make_phantom
+from reconstruction.prepare import prepare
 from reconstruction.settings import SAMPLERS, OUSettings
+from tests.conftest import simple_scan
 from tests.test_benchmarks.commands import FAST, checkpoints, command, run_here, table
 
 PEERS = ["l_plus_s", "llr", "temporal_tv"] + ([] if bart.why_not() else ["bart_llr", "bart_tv"])
@@ -179,6 +181,29 @@ def test_ablation(tmp_path, priors, monkeypatch, capsys):
                   "start from view sharing rather than zero-filled:"):  # fmt: skip
         assert any(line.startswith(f"- {words}") for line in lines)
     assert any("over the best OU alone" in line for line in lines)
+
+
+def test_the_published_sampler_in_full(tmp_path, priors, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(published, "EVERY", 2)
+    run_here(monkeypatch, published, "--phantoms", 0, "--size", 64, "--frames", 4, *checkpoints(priors), *FAST,
+             "--set", "sampling.iterations=3", "--out", out)  # fmt: skip
+    assert {path.name for path in out.iterdir()} == {f"published.{end}" for end in ("csv", "md", "json", "png")}
+    columns, rows = table(out / "published.csv")
+    assert tuple(columns) == published.COLUMNS
+    assert [row["iteration"] for row in rows] == ["OU", "GLDM", "2", "3"]
+    assert len({row["psnr_common"] for row in rows[2:]}) == 2 and float(rows[-1]["seconds"]) > 0
+
+
+def test_priors_of_the_scan_alone_begin_at_random_or_as_shipped(monkeypatch):
+    problem = prepare(simple_scan(5, 64)[0])
+    monkeypatch.setattr(zero_shot, "FRAMES", 5)
+    own, continued = (zero_shot.own_priors(problem, 0, 1, begun) for begun in (False, True))
+    for name, at_random, further in zip(MODELS, own, continued, strict=True):
+        assert at_random.of_scenes and further.of_scenes and at_random.role == name
+        weights = load_prior(shipped(name, "cascade")).network.conv_in.weight
+        change = (further.network.conv_in.weight - weights).norm() / weights.norm()
+        assert 0 < change < 0.1 < (at_random.network.conv_in.weight - weights).norm() / weights.norm()
 
 
 def test_calibration(tmp_path, context_priors, monkeypatch):
