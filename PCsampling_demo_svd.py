@@ -113,8 +113,10 @@ def main(argv: list[str]) -> None:
 
 
 def run() -> None:
+    job = Job.from_config(configuration(), FLAGS.seed)
+    asked = any(FLAGS[name].value is not None for name in ("pattern", "acceleration", "acs"))
     job = replace(
-        Job.from_config(configuration(), FLAGS.seed), write=tuple(FLAGS.write), keep_patient=FLAGS.keep_patient,
+        job, intake=replace(job.intake, own_mask=not asked), write=tuple(FLAGS.write), keep_patient=FLAGS.keep_patient,
         matrix=parse_matrix(FLAGS.matrix),
     )
     if unknown := set(FLAGS.write) - set(FORMATS):

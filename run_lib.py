@@ -27,6 +27,7 @@ from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
+from reconstruction.notes import reference_notes
 from reconstruction.optimization_unit import expectation, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
@@ -186,6 +187,7 @@ def reconstruct_scan(
     if reference is not None:
         truth = problem.reference_image(reference)
         more = {"snr": problem.snr}
+        notes += reference_notes(result.image, truth)
         rows = [{"method": m, **evaluate(x, truth), **more, "seconds": seconds[m]} for m, x in images.items()]
         gain = (result.image.norm() / truth.norm()).item()
         if not 0.5 < gain < 2:

@@ -16,6 +16,7 @@ from mri.phantom import simulate_scan
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, SamplingSettings
 from sampling import reconstruct_problem
+from utils.errors import InputError
 
 path, folder = (Path(text) for text in (sys.argv[1:] + ["heart.npz", "heart"][len(sys.argv) - 1 :]))
 if len(sys.argv) == 1 and not path.exists():
@@ -23,7 +24,10 @@ if len(sys.argv) == 1 and not path.exists():
     mask = make_mask("uniform", (8, 64, 64), acceleration=4, acs=8)[:, None]
     np.savez(path, kspace=(simulated.kspace * mask).numpy(), noise=simulated.noise.numpy())
 
-scan, _ = scan_from_file(Intake(), path)  # any format of docs/formats.md
+try:
+    scan, _ = scan_from_file(Intake(), path)  # any format of docs/formats.md
+except InputError as error:
+    sys.exit(f"error: {error}")  # several slices: Intake(DataSettings(slice=0))
 problem = prepare(scan)  # whitening, coil maps, scale, noise: y = A x + n
 result = reconstruct_problem(problem, (None, None), OUSettings(), SamplingSettings(sampler="cascade"))
 print(scan, *result.notes, sep="\n")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from mri.masks import lines_along_rows
 from mri.scan import Scan
 from utils.errors import InputError
 
@@ -22,6 +23,10 @@ HOT_VOXEL, MOST_HOT = 5.0, 5  # times the largest voxel within 2 voxels and a fr
 NEGATIVE, DEEP = 0.01, 0.02  # share of the voxels, and of the largest value, from which negative values are no rounding
 CLIPPED = 0.005  # share of the voxels of integer images at their largest value
 AT_THE_EDGE = 3.0  # brightness of the outer eighth over that of the middle half
+EMPTY_MIDDLE = 0.2  # brightness of the middle eighth over that of the outer eighth, along one axis
+GAPS, NARROW = 0.3, 4  # share of the lines between the outermost that no frame has; lines of a complete centre
+CANCELS, OFTEN = 0.3, 4  # |sum|² over frames · sum of |·|²: 1 of equal frames, 0 of a removed mean; frames to tell
+SAME = 16  # values at exactly the largest magnitude, from which k-space was clipped
 AROUND = -0.2  # mean of cos(2π r/N) over the energy, along both axes: positive in the middle, -1 at the edges
 PADDING = 4  # lines of zeros at the outside that are worth cropping
 
@@ -35,10 +40,7 @@ def scan_remarks(scan: Scan) -> list[str]:
     for frame in (lines < FEW_LINES * lines.double().median()).nonzero().flatten().tolist():
         found.append(f"frame {frame} (counting from 0) has only {lines[frame]} sampled lines; the median is "
                      f"{lines.median()}")  # fmt: skip
-    never = int((~mask.any(dim=-1).any(dim=0)).sum())
-    if never:
-        found.append(f"{never} of {height} lines are sampled in no frame (partial Fourier?) and are filled in by "
-                     "low rank")  # fmt: skip
+    found += _lines_of_no_frame(scan)
     mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     row, column = divmod(int(mean.argmax()), width)
     if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
@@ -49,13 +51,76 @@ def scan_remarks(scan: Scan) -> list[str]:
     for words, axis in (("rows (ky)", 1), ("columns (kx)", 0)):
         energy = mean.sum(dim=axis)
         count = len(energy)
+        energy = torch.roll(energy, count // 2 - int(energy.argmax()))  # a peak elsewhere has a sentence of its own
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
         if central < PEAKED and energy.max() > 0:
             found.append(
                 f"warning: the energy is not concentrated at the centre of the {words}, as in k-space; has the "
                 "scan been Fourier transformed along both axes?"
             )
-    found += _identical_frames(scan.kspace) + _bright_frames(power, mask)
+    found += _identical_frames(scan.kspace) + _bright_frames(power, mask) + _impossible_values(scan, row, column)
+    return found
+
+
+def _lines_of_no_frame(scan: Scan) -> list[str]:
+    """Lines that no frame has: beyond the outermost (partial Fourier), or between them, where images stay aliased.
+
+    Raises
+    ------
+    InputError
+        when many lie between and neither maps nor a complete centre to find them tell the aliases apart.
+    """
+    mask, kspace = scan.mask, scan.kspace
+    if (rows_first := lines_along_rows(mask)) is not mask:
+        mask, kspace = rows_first, kspace.mT
+    sampled = mask.any(dim=-1).any(dim=0)
+    never = int((~sampled).sum())
+    if not never or not sampled.any():
+        return []
+    places = sampled.nonzero().flatten()
+    between = ~sampled[places[0] : places[-1] + 1]
+    words = f"{never} of {len(sampled)} lines are sampled in no frame"
+    if between.double().mean() <= GAPS:
+        return [f"{words} (partial Fourier?) and are filled in by low rank"]
+    peak = int(kspace.abs().square().sum(dim=(0, 1, 3)).argmax())
+    complete = 0
+    for step in (-1, 1):
+        line = peak if step < 0 else peak + 1
+        while 0 <= line < len(sampled) and sampled[line]:
+            complete, line = complete + 1, line + step
+    if complete < NARROW and scan.coil_maps is None:
+        raise InputError(
+            f"{words}, and the centre of k-space is not complete: the images cannot be told from their aliases; "
+            "acquire other lines in each frame, or central lines, or give --maps."
+        )
+    return [f"warning: {words}, between lines that are; they are filled in by low rank, and details may be aliased"]
+
+
+def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:
+    """Clipped samples, a removed centre, and frames that cancel, around the peak of k-space (`row`, `column`)."""
+    found = []
+    parts = torch.view_as_real(scan.kspace).abs()
+    if int((parts == parts.max()).sum()) > SAME and parts.max() > 0:
+        found.append("warning: many k-space samples have exactly the largest value, so k-space was clipped; save it "
+                     "with a smaller scale or as float32")  # fmt: skip
+    height, width = scan.mask.shape[1:]
+    own = scan.mask[:, height // 2, width // 2]
+    beside = scan.kspace[:, :, height // 2, width // 2 - 1]
+    if own.any() and beside.any() and not scan.kspace[:, :, height // 2, width // 2].any():
+        found.append("warning: the sample at the centre of k-space is zero in all frames; if DC was removed, give "
+                     "k-space as measured")  # fmt: skip
+    around = (slice(max(0, row - 2), row + 3), slice(max(0, column - 2), column + 3))
+    mask = scan.mask[(slice(None), *around)]
+    often = (mask.sum(dim=0) >= OFTEN) & (len(mask) >= OFTEN)
+    if often.any():
+        kspace = scan.kspace[(slice(None), slice(None), *around)]
+        total = kspace.sum(dim=0).abs().square()[:, often].sum()
+        most = (kspace.abs().square().sum(dim=0) * mask.sum(dim=0))[:, often].sum()
+        if total < CANCELS * most:
+            found.append(
+                "warning: the frames cancel at the centre of k-space: their temporal mean was subtracted, or the phase "
+                "changes at random from frame to frame. Maps and view sharing need k-space as measured"
+            )
     return found
 
 
@@ -100,7 +165,12 @@ def edge_remarks(mean: Tensor) -> list[str]:
         / power.sum().clamp(min=1e-30)
         for n, other in ((height, 1), (width, 0))
     ]
-    if border <= AT_THE_EDGE * middle and max(around) > AROUND:
+    empty = []  # in the middle along one axis, and bright at both ends
+    for n, other in ((height, 1), (width, 0)):
+        profile, eighth = mean.mean(dim=other), max(1, n // 16)
+        ends = torch.stack([profile[:eighth].mean(), profile[-eighth:].mean()])
+        empty.append(profile[n // 2 - eighth : n // 2 + eighth].mean() < EMPTY_MIDDLE * ends.min())
+    if border <= AT_THE_EDGE * middle and max(around) > AROUND and not any(empty):
         return []
     return [
         "warning: the object wraps around the edges of the image, as after a Fourier transform without fftshift (or "

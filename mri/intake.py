@@ -18,6 +18,7 @@ from mri.formats.array_scan import load_maps
 from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, result_names, scan_name
 from mri.fourier import fft2c, ifft2c
 from mri.intake_settings import Intake
+from mri.masks import is_lines, lines_along_rows
 from mri.oversampling import crop_readout, cropped_matrix
 from mri.phantom import simulate_scan
 from mri.phase import smooth_phase
@@ -29,6 +30,7 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 EMBEDDED_FRAMES = 16
+DIFFERENT = 0.01  # share of the samples in which a mask and what was measured differ
 EMBEDDED_COILS, EMBEDDED_NOISE = 8, 0.01
 
 
@@ -70,6 +72,9 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         time=data.time or None, slice=data.slice, set=data.set,
     )  # fmt: skip
     stored, gain = resized(stored, data.frames, data.size)
+    intake, doubts = _with_own_mask(intake, stored)
+    if doubts:
+        stored = replace(stored, details=(*stored.details, *doubts))
     if stored.kind != "kspace":
         return _simulated(intake, stored, gain)
     sampled = stored.mask if stored.mask is not None else sampled_locations(stored.data)
@@ -95,6 +100,31 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
     reference = None if stored.image is None else Reference(stored.image)
     more |= {"readout_oversampling": stored.oversampling, "remarks": tuple(doubts)}
     return Scan.from_arrays(stored.data, mask, source=source, **more, **_when_and_where(stored)), reference
+
+
+def _with_own_mask(intake: Intake, stored: Stored) -> tuple[Intake, list[str]]:
+    """The intake with the mask beside the scan in its file, where none is named and that one can be it; and doubts."""
+    key = stored.own_mask
+    if key is None or intake.mask.path or not intake.own_mask:
+        return intake, []
+    own = replace(intake, mask=replace(intake.mask, path=str(stored.path), key=key))
+    frames, _, height, width = stored.data.shape
+    unused = f"warning: the variable '{key}' beside the scan is not used, because it "
+    mend = f"; --mask {stored.path} --mask_key {key} uses it"
+    try:
+        mask, _ = mask_to_apply(own, (frames, height, width))
+    except InputError:
+        return intake, [f"{unused}does not fit as a mask{mend}"]
+    if stored.kind == "kspace" and filled_lines(stored.data):
+        return own, []
+    sampled = sampled_locations(stored.data) if stored.kind == "kspace" else torch.ones_like(mask)
+    if not sampled.all():
+        differing = (mask != sampled).double().mean() > DIFFERENT
+        return (intake, [f"{unused}is not what was measured{mend}"]) if differing else (own, [])
+    if mask.all():
+        return intake, []
+    lines = is_lines(lines_along_rows(mask))
+    return (own, []) if lines or not (mask == mask[0]).all() else (intake, [f"{unused}has no lines{mend}"])
 
 
 def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Reference]:

@@ -60,4 +60,5 @@ class Intake:
     maps: str = "auto"  # a file of coil maps, or how they are estimated (`reconstruction.prepare`)
     seed: int = 0  # of masks, image phases and the noise of the built-in phantom
     embedded_size: int = EMBEDDED_SIZE
+    own_mask: bool = True  # whether a mask beside the scan in its file is used, where none is named
     block: Block | None = None  # of zero-padded k-space, the part that was measured; masks and maps are cut to it

@@ -13,6 +13,9 @@ from reconstruction.settings import OUSettings
 
 Tensor = torch.Tensor
 
+OTHERWISE = 0.5  # of the error of a reference as stored: one that fits so much better was stored otherwise
+ALL_BUT = 0.99  # an error is not told to be lower by more: noise is subtracted from it
+
 
 def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
     if ou.after == "never":
@@ -47,9 +50,22 @@ def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> 
     ]
 
 
+def reference_notes(image: Tensor, reference: Tensor) -> list[str]:
+    """Whether a reference `(frames, height, width)` fits much better mirrored, turned or with its frames reversed."""
+    size, truth = image.abs(), reference.abs()
+    turns = {"its rows": (1,), "its columns": (2,), "its rows and columns": (1, 2), "its frames": (0,)}
+    own = (size - truth).norm()
+    errors = {words: (size - truth.flip(axes)).norm() for words, axes in turns.items()}
+    best = min(errors, key=lambda words: errors[words])
+    if errors[best] > OTHERWISE * own:
+        return []
+    return [f"warning: the reference fits much better with {best} reversed; scores compare it as it is stored"]
+
+
 def _compared(removed: float, problem: Problem | None = None) -> str:
     least = "at least " if problem is not None and not problem.noise_known and removed > 0 else ""
-    return f"{least}{abs(removed):.0%} {'lower' if removed >= 0 else 'higher'} than"
+    size = f"{abs(removed):.0%}" if abs(removed) <= ALL_BUT or removed < 0 else f"more than {ALL_BUT:.0%}"
+    return f"{least if 'more' not in size else ''}{size} {'lower' if removed >= 0 else 'higher'} than"
 
 
 def _counted(problem: Problem) -> str:
@@ -79,8 +95,8 @@ def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
     if misfit(problem.model, image, problem.measured, problem.noise_std):
         share = problem.model.residual(image, problem.measured)
         notes.append(
-            f"warning: the residual is {share:.1%} of the data, more than the noise explains; the coil maps or the "
-            "noise level are probably wrong. Check the file of --maps if it was given, else try --maps espirit, or "
-            "give noise samples or --noise_std."
+            f"warning: the residual is {share:.1%} of the data, more than the noise explains: the coil maps do not "
+            "fit, the noise level is wrong, or frames, coils or lines contradict each other (phase, sign, order, "
+            "clipping). Look at the images; check the file of --maps if it was given, else try --maps espirit."
         )
     return notes

@@ -151,7 +151,7 @@ def faulty(folder: Path) -> Iterator[Case]:
                   mask=_saved(folder / "mask_turned", other.transpose(0, 2, 1).astype(np.uint8)))  # fmt: skip
     yield turned
     fewer = other.copy()
-    fewer[:, ::3] = False
+    fewer[:, 1::5] = False
     yield Case("mask_leaves_lines_out", _saved(folder / "fewer", measured), "warned", "omits", flags=k,
                mask=_saved(folder / "mask_fewer", fewer.astype(np.uint8)))  # fmt: skip
     first = np.repeat(other[:1], FRAMES, 0)

@@ -9,7 +9,7 @@ import torch
 
 from mri.formats.arrays import SCAN_NAMES, choose_array, last_part, read_arrays
 from mri.formats.checksum import sha256
-from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name, slice_axis
+from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name, looks_otherwise, slice_axis
 from mri.formats.stored import Finding, ReadOptions, Stored, choose_slice, finished
 from utils.errors import InputError
 
@@ -22,18 +22,40 @@ def read(path: Path, options: ReadOptions) -> Stored:
     kind = options.kind or kind_by_name(key)
     array, joined = _joined(where, stored, kind)
     assumed = kind == "kspace" or (kind is None and np.iscomplexobj(array))
+    pairs = bool(joined)
     array, frames_axis, coils_axis, chosen = _one_slice(where, array, options, assumed)
-    frames_at, coils_at, axes = axes_of_scan(where, array, frames_axis, coils_axis, assumed)
+    frames_at, coils_at, axes = axes_of_scan(where, array, frames_axis, coils_axis, assumed, pairs)
     joined += chosen
     layout = (f"stored as {stored.dtype} {stored.shape}: {', '.join((*joined, *axes))}",)
     finding = Finding(
         path, key, format_name, _in_order(array, frames_at, coils_at), where, layout, sha256(path)
     )
     scan = finished(finding, kind, options.dc, how_kind_is_known(key, options.kind, array))
+    asked = options.kind or options.key
+    doubts = [] if kind is None or scan.kind == "magnitude" else _of_the_other_kind(where, scan, asked)
+    masks = [name for name in variables if "mask" in last_part(name).lower() and name != key]
+    scan = replace(scan, own_mask=masks[0] if len(masks) == 1 else None, details=(*scan.details, *doubts))
     if scan.kind != "kspace":
         return scan
     noise, image, beside = _beside(path, variables, key, tuple(scan.data.shape))
     return replace(scan, noise=noise, image=image, details=(*scan.details, *beside))
+
+
+def _of_the_other_kind(where: str, scan: Stored, asked: str | None) -> list[str]:
+    """What is said of k-space that looks like images, or the other way round.
+
+    Raises
+    ------
+    InputError
+        where the kind was not asked for.
+    """
+    own, other = ("k-space", "image") if scan.kind == "kspace" else ("images", "kspace")
+    if not looks_otherwise(scan.data, scan.kind == "kspace"):
+        return []
+    words = f"the values look like {'images' if own == 'k-space' else 'k-space'}, not like {own}"
+    if asked is None:
+        raise InputError(f"{where}: {words}, as its name says; give --kind {other}, or --kind to keep it.")
+    return [f"warning: {words}; --kind {other} takes them so"]
 
 
 def _one_slice(

@@ -11,13 +11,16 @@ from utils.errors import InputError
 MOST_COILS = 128
 FLAT, EVEN = 3.0, 0.05  # log energy spreads so much more along ky and kx than along time; spread of no peak
 STRANGERS = 0.2  # of neighbours along an axis: coils differ more, frames less
+CERTAIN = 3.0  # times as peaked as the Fourier transform
 CLEAR = 0.5  # of the difference between neighbouring coils: neighbouring frames differ by less than this share of it
 
 
 def axes_of_scan(
-    where: str, array: np.ndarray, frames_axis: int | None, coils_axis: int | None, kspace: bool
+    where: str, array: np.ndarray, frames_axis: int | None, coils_axis: int | None, kspace: bool, pairs: bool = False
 ) -> tuple[int, int | None, list[str]]:
     """The axes of frames and coils in the file's array (None: no coil axis), and in words what was guessed.
+
+    `pairs`: an axis of length one held real and imaginary part, and is no axis of frames.
 
     Raises
     ------
@@ -27,9 +30,12 @@ def axes_of_scan(
     if not array.any():
         raise InputError(f"{where} is zero everywhere; save the scan again.")
     kept = [i for i, length in enumerate(array.shape) if length > 1]
-    if kspace and array.ndim == 4 and array.shape[0] == 1 and len(kept) == 3 and frames_axis is None:
-        if _neighbour_difference(array, 1) > STRANGERS and (array.all() or _is_constant(array != 0, 1)):
-            raise InputError(f"{where} of shape {array.shape} is 1 frame of {array.shape[1]} coils; give all frames.")
+    if kspace and not pairs and array.ndim == 4 and array.shape[0] == 1 and len(kept) == 3 and frames_axis is None:
+        if coils_axis is None and (array.all() or _is_constant(array != 0, 1)):
+            raise InputError(
+                f"{where} of shape {array.shape} is 1 frame of {array.shape[1]} coils; give all frames (if these are "
+                "frames of one coil: --frames_axis 1)."
+            )
     if coils_axis is not None:
         if not -array.ndim <= coils_axis < array.ndim:
             raise InputError(f"{where} of shape {array.shape} has no axis {coils_axis}; correct --coils_axis.")
@@ -112,8 +118,10 @@ def _coils_differ_most(array: np.ndarray, coils_axis: int | None, slices: int) -
 def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int | None, kspace: bool) -> int:
     """The coil axis of four axes: the mask does not vary along it, nor along the longer readout."""
     if not kspace:
-        pairs = array.shape[-1] == 2 or array.shape[0] == 2
-        mend = "join real and imaginary part to complex numbers" if pairs else "add --frames_axis if one is slices"
+        ends = {array.shape[-1], array.shape[0]}
+        mend = "join real and imaginary part to complex numbers" if 2 in ends else "add --frames_axis if one is slices"
+        if ends & {3, 4} and array.dtype == np.uint8:
+            mend = "take one channel if it is a colour film"
         raise InputError(
             f"{where} holds images of 4 axes {array.shape}; {mend}, or add --kind kspace if it is k-space with coils."
         )
@@ -231,18 +239,33 @@ def looks_like_kspace(data: torch.Tensor) -> bool:
         complex `(frames, coils, height, width)`, not all zero; where DC is does not matter.
     """
     data = data.flatten(0, 1)
+    return _has_empty_lines(data) or bool(_peakedness(data) > _peakedness(ifft2c(data)))
+
+
+def looks_otherwise(data: torch.Tensor, kspace: bool) -> bool:
+    """Whether values that are said to be k-space, or not, clearly look like the other; parameters as above."""
+    data = data.flatten(0, 1)
+    if _has_empty_lines(data):
+        return not kspace
+    own, transformed = _peakedness(data), _peakedness(ifft2c(data))
+    return bool(transformed > CERTAIN * own if kspace else own > CERTAIN * transformed)
+
+
+def _has_empty_lines(data: torch.Tensor) -> bool:
+    """Four separate groups of empty rows or columns in a frame of `(frames, height, width)`."""
     for axis in (-1, -2):
         empty = ~(data != 0).any(dim=axis)  # (frames, lines)
         starts = empty[:, 1:] & ~empty[:, :-1]
         if (starts.sum(1) >= 4).any():
             return True
+    return False
 
-    def peakedness(values: torch.Tensor) -> torch.Tensor:
-        power = values.abs().double().square().flatten(1)
-        power = power / power.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        return (power.square().mean(1) / power.mean(1).square().clamp_min(1e-300)).median()
 
-    return bool(peakedness(data) > peakedness(ifft2c(data)))
+def _peakedness(values: torch.Tensor) -> torch.Tensor:
+    """Median over the frames of the kurtosis."""
+    power = values.abs().double().square().flatten(1)
+    power = power / power.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    return (power.square().mean(1) / power.mean(1).square().clamp_min(1e-300)).median()
 
 
 def _object_in_the_middle(kspace: torch.Tensor) -> torch.Tensor:

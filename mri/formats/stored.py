@@ -75,6 +75,8 @@ class Stored:
         complex64 `(coils, n)` measured without signal, scaled to the bandwidth of the imaging samples, or None.
     image
         complex64 `(frames, height, width)` from a variable `image` beside k-space: the truth of a simulated scan.
+    own_mask
+        name of a variable beside the scan that may be its sampling mask.
     mask
         boolean `(frames, height, width)` where the file says what was measured; None: found from the zeros.
     averages
@@ -98,6 +100,7 @@ class Stored:
     noise: torch.Tensor | None = None
     image: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    own_mask: str | None = None
     averages: torch.Tensor | None = None
     oversampling: float = 1.0
     phase_oversampling: float = 1.0

@@ -96,7 +96,7 @@ def test_files_that_are_refused(tmp_path, kspace):
     refusal(data, "cut short")
     data.write_bytes(whole)
     header.write_text("# Dimensions\n4 -3\n")
-    refusal(data, "no header")
+    refusal(data, "not a BART header")
     header.unlink()
     refusal(data, "is missing")
     refusal(base, "does not exist")

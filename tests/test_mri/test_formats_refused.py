@@ -177,7 +177,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path, image, monkeypatch):
         return read(*arguments, **options)
 
     monkeypatch.setattr(np, "load", load)
-    refusal(path, "changed while it was read")
+    refusal(path, "changed while it was being read")
 
 
 def test_links_to_other_files_are_not_followed(tmp_path, image):
