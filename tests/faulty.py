@@ -1,7 +1,7 @@
 """Scans as users save them by mistake, and what a reader must answer: refuse, warn, or take them rightly.
 
-Written before the checks that they test. `faulty(folder)` writes each into `folder` and yields it; `good(folder)`
-yields scans that must pass without a warning.
+The first twenty were written before the checks that they test, the others after a user met them. `faulty(folder)`
+writes each into `folder` and yields it; `good(folder)` yields scans that must pass without a warning.
 """
 
 from collections.abc import Iterator
@@ -158,9 +158,43 @@ def faulty(folder: Path) -> Iterator[Case]:
     yield Case("mask_of_one_frame_for_all", _saved(folder / "one", measured), "refused", "mask of frame 0", flags=k,
                mask=_saved(folder / "mask_one", first.astype(np.uint8)))  # fmt: skip
 
+    gaps = np.arange(SIZE)[:, None] % 4 == 0
+    yield Case("same_gaps_and_no_centre", _saved(folder / "gaps", np.where(gaps, kspace, 0)), "refused",
+               "told from their aliases", flags=k)  # fmt: skip
+    gaps = gaps | (np.abs(np.arange(SIZE)[:, None] - SIZE // 2) <= 4)
+    yield Case("same_gaps_in_every_frame", _saved(folder / "same", np.where(gaps, kspace, 0)), "warned",
+               "between lines that are", flags=k)  # fmt: skip
+    coils = np.stack([kspace[0] * (1 + i) for i in range(4)])[None]
+    yield Case("one_frame_of_coils", _saved(folder / "coils", coils), "refused", "1 frame of 4 coils", flags=k)
+    for axis, sign in (("rows", np.arange(SIZE)[:, None]), ("columns", np.arange(SIZE))):
+        changed = measured * (-1.0) ** sign
+        yield Case(f"alternating_sign_along_{axis}", _saved(folder / f"sign_{axis}", changed), "warned",
+                   "around the edges", flags=k)  # fmt: skip
+    yield Case("mean_of_kspace_removed", _saved(folder / "mean", np.where(mask, kspace - kspace.mean(0), 0)), "warned",
+               "frames cancel", flags=k)  # fmt: skip
+    turns = np.exp(2j * np.pi * np.random.default_rng(3).random(FRAMES))[:, None, None]
+    yield Case("phase_at_random", _saved(folder / "phases", measured * turns), "warned", "frames cancel", flags=k)
+    limit = 0.1 * np.abs(measured).max()
+    clipped = measured.real.clip(-limit, limit) + 1j * measured.imag.clip(-limit, limit)
+    yield Case("clipped_kspace", _saved(folder / "clipped_k", clipped), "warned", "k-space was clipped", flags=k)
+    no_dc = measured.copy()
+    no_dc[:, SIZE // 2, SIZE // 2] = 0
+    yield Case("dc_removed", _saved(folder / "no_dc", no_dc), "warned", "is zero in all frames", flags=k)
+    for name, array in (("kspace", image + noise_of(image, 0.02)), ("image", measured)):
+        np.savez(folder / f"named_{name}.npz", **{name: array.astype(np.complex64)})
+        yield Case(f"named_{name}_and_is_not", folder / f"named_{name}.npz", "refused", "the values look like")
+    np.savez(folder / "with_mask.npz", kspace=kspace.astype(np.complex64), mask=mask)
+    yield Case("mask_beside_full_kspace", folder / "with_mask.npz", "taken", truth=image, flags={})
+
     generator = np.random.default_rng(1)
     noise = generator.standard_normal(image.shape) + 1j * generator.standard_normal(image.shape)
     yield Case("nothing_but_noise", _saved(folder / "noise", np.where(mask, noise, 0)), "warned", "SNR", flags=k)
+
+
+def noise_of(image: np.ndarray, level: float) -> np.ndarray:
+    """Complex noise of this share of the brightest pixel."""
+    pair = np.random.default_rng(2).standard_normal((2, *image.shape))
+    return level * np.abs(image).max() * (pair[0] + 1j * pair[1])
 
 
 def _saved(path: Path, array: np.ndarray) -> Path:

@@ -78,7 +78,10 @@ def refuse_unwritable(path: str | os.PathLike) -> None:
         place = place.parent
     if not place.is_dir():
         raise InputError(f"{place} is a file; give another folder for the results.")
-    os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=place))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=place))
+    except OSError as error:
+        raise InputError(f"nothing can be written at {path} ({error.strerror}); give another folder.") from None
 
 
 def numbered_folder(root: str | os.PathLike) -> Path:

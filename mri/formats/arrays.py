@@ -171,7 +171,8 @@ def _parts_joined(variables: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             if other.shape == variables[name].shape and not np.iscomplexobj(other):
                 joined.pop(name)
                 joined.pop(base + imag)
-                joined[base] = (variables[name] + 1j * other).astype(np.result_type(other.dtype, np.complex64))
+                with np.errstate(invalid="ignore"):  # values that are not finite are refused later
+                    joined[base] = (variables[name] + 1j * other).astype(np.result_type(other.dtype, np.complex64))
     return joined
 
 

@@ -54,9 +54,13 @@ def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:
     files = [f for f in sorted(path.iterdir()) if f.is_file() and _is_dicom(f)] if path.is_dir() else [path]
     series: dict[str, list[Frame]] = {}
     numbers: dict[str, str] = {}
+    copies, seen = 0, set()
     for file in files:
-        uid, its_number, frames = _of_file(file)
-        if frames:
+        uid, its_number, frames, instance = _of_file(file)
+        if frames and instance in seen:
+            copies += 1
+        elif frames:
+            seen.add(instance)
             series.setdefault(uid, []).extend(frames)
             numbers.setdefault(its_number or str(len(numbers)), uid)
     if not series:
@@ -67,6 +71,8 @@ def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:
         raise InputError(f"{path} holds {asked}: {listed}; choose one with --key NUMBER.")
     frames = series[numbers[key]] if key is not None else next(iter(series.values()))
     said = [f"series {key} of {len(series)}"] if key is not None and len(series) > 1 else []
+    if copies:
+        said.append(f"{copies} copies of images (same SOP instance UID) are left out")
     if path.is_file() and len(frames) == 1:
         raise InputError(f"{path} is one image of a DICOM series; give the folder of the series.")
     magnitude = [frame for frame in frames if frame.component != "P"]
@@ -76,8 +82,8 @@ def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:
     return frames, said
 
 
-def _of_file(file: Path) -> tuple[str, str, list[Frame]]:
-    """Series UID, series number and images of a file; no image of one that holds something else."""
+def _of_file(file: Path) -> tuple[str, str, list[Frame], str]:
+    """Series UID, series number, images and instance UID of a file; no image of one that holds something else."""
     try:
         import pydicom
     except ImportError:
@@ -85,13 +91,15 @@ def _of_file(file: Path) -> tuple[str, str, list[Frame]]:
     try:
         dataset = pydicom.dcmread(file, defer_size="1 KB")
         uid, its_number = str(dataset.get("SeriesInstanceUID", "")), str(dataset.get("SeriesNumber", ""))
+        instance = str(dataset.get("SOPInstanceUID", file))
         if "Rows" not in dataset or "Columns" not in dataset:
-            return uid, its_number, []
+            return uid, its_number, [], instance
         if dataset.get("SamplesPerPixel", 1) != 1:
             raise InputError(f"{file} holds colours; export the images as grey values.")
         refuse_unreadable(file, dataset)
         several = int(number(dataset, "NumberOfFrames") or 1) > 1
-        return uid, its_number, enhanced_frames(file, dataset) if several else [classic_frame(file, dataset)]
+        frames = enhanced_frames(file, dataset) if several else [classic_frame(file, dataset)]
+        return uid, its_number, frames, instance
     except (InputError, PermissionError):
         raise
     except Exception:  # pydicom has an exception for each way in which a file can be broken

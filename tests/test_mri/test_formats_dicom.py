@@ -270,3 +270,12 @@ def test_what_the_memory_does_not_hold(tmp_path, values, monkeypatch):
     folder = classic(tmp_path / "series", values)
     monkeypatch.setattr("mri.formats.limits.available_bytes", lambda: 1000)
     refusal(folder, "memory")
+
+
+def test_copies_of_images_are_left_out(tmp_path, values):
+    folder = classic(tmp_path / "series", values)
+    once = load_scan(folder)
+    for file in list(folder.iterdir()):
+        (folder / f"copy_{file.name}").write_bytes(file.read_bytes())
+    twice = load_scan(folder)
+    assert torch.equal(once.data, twice.data) and "6 copies of images" in str(twice)
