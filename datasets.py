@@ -104,8 +104,8 @@ class CleanScenes:
 
     def draw(self, generator: torch.Generator) -> NoisyScenes:
         """One scene."""
-        number = int(torch.randint(2**31, (), generator=generator))
-        draw = Draw(number)
+        number, own = torch.randint(2**31, (2,), generator=generator).tolist()  # the scene draws from its own number
+        draw = Draw(own)
         image, periodic = self._clean(draw, number)
         image = image * torch.polar(torch.tensor(draw.log_uniform(*GAINS)), torch.tensor(draw.uniform(0, 2 * torch.pi)))
         sigma = draw.log_uniform(*self.sigmas)

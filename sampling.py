@@ -141,7 +141,8 @@ class Reconstruction:
     notes
         one sentence for each decision.
     log
-        per step: sigma, and the residual before data consistency.
+        per step: sigma, and the residual before data consistency; of priors in turn with the OU, each time that one was
+        applied: step of the OU, sigma, and its place in the cascade.
     settings
         configuration, seed, checkpoints, scale, schedule of the priors, network passes per frame.
     """
@@ -252,8 +253,9 @@ def reconstruct_problem(
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
             if after_motion and all(prior.of_scenes for prior in priors):
-                x, schedule, without = cascade_in_turn(problem, priors, result, seed, bar)
-                passes = bar.n
+                found = cascade_in_turn(problem, priors, result, seed, bar)
+                x, schedule, without, passes = found.image, found.schedule, found.without, found.passes
+                log.steps += found.log
             else:
                 schedule, without = calibrate(problem, priors, result, after_motion, bar)
                 bar.total = bar.n + len(schedule.steps)
@@ -261,10 +263,10 @@ def reconstruct_problem(
                 tested = priors if schedule.held_out else []
                 used = [priors[step.prior] for step in schedule.steps]
                 passes = sum(prior.passes for prior in [*used, *tested])
-        if without is not None and not result.is_start:
+        if without is not None and without is not result.start_without:
             deviation = likely_error(x, without, problem.view_sharing())
         extra = {"calibration": asdict(schedule)}
-        notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order)]
+        notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem)]
         notes += report_notes(problem, result, without)
     level = chi(A, x, y, problem.noise_std)
     notes += misfit_notes(problem, x, level)
@@ -292,7 +294,7 @@ def _start(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: i
     if sampling.sampler == "cascade":
         held_out = hold_out_sets(problem.model.mask, seed)
         start = problem.restricted(held_out.kept).view_sharing()
-        return OUResult(problem.view_sharing(), ou, held_out, start, start)
+        return OUResult(problem.view_sharing(), ou, held_out, start, start, is_start=True)
     if sampling.start == "pseudo_reference":
         return OUResult(problem.view_sharing(), ou)
     return OUResult(problem.model.adjoint(problem.measured), ou)

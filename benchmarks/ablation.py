@@ -83,7 +83,8 @@ def of_the_cascade(models: Priors, ou: str, device: torch.device | str) -> Prior
 def gains(rows: list[dict], factor: str, better: str, worse: str) -> list[float]:
     """PSNR of `better` minus that of `worse`, dB, for every pair of rows that differ in nothing else."""
     others = [column for column in COLUMNS if column not in (factor, *SCORES)]
-    psnr = {(row[factor], *(row[column] for column in others)): row["psnr"] for row in rows}
+    with_models = [row for row in rows if row["sampler"] != "none"]
+    psnr = {(row[factor], *(row[column] for column in others)): row["psnr"] for row in with_models}
     pairs = [((better, *key[1:]), (worse, *key[1:])) for key in psnr if key[0] == better]
     return [psnr[first] - psnr[second] for first, second in pairs if second in psnr]
 
@@ -95,7 +96,7 @@ def findings(rows: list[dict]) -> str:
         ("models in turn with the OU rather than without it, cascade", "ou", "in turn", "no"),
         ("models in turn with the OU rather than after it, cascade", "ou", "in turn", "before"),
         ("start from view sharing rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
-        ("cascade rather than published sampler, each with its priors", "sampler", "cascade", "published"),
+        ("cascade rather than published sampler, each its priors, no OU", "sampler", "cascade", "published"),
         ("GM→LM rather than LM→GM", "stages", "GM→LM", "LM→GM"),
         ("GM→LM rather than GM alone", "stages", "GM→LM", "GM"),
         ("GM→LM rather than LM alone", "stages", "GM→LM", "LM"),

@@ -20,18 +20,19 @@ from benchmarks.scores import write_record
 from mri.metrics import evaluate
 from reconstruction.optimization_unit import OptimizationUnit, with_operator
 from reconstruction.prepare import Problem
+from reconstruction.settings import MODELS
 from report.tables import markdown, write_csv, write_markdown
 from run_lib import Job
 from sampling import SamplerLog, published_cascade, reconstruct_problem
 from sde_lib import VESDE
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 
 Tensor = torch.Tensor
 
 EVERY = 10  # iterations from one row to the next
-COLUMNS = ("scan", "pattern", "acceleration", "noise", "iteration", "sigma", "psnr_common", "ssim_common", "nmse",
-           "seconds")  # fmt: skip
+COLUMNS = ("scan", "pattern", "acceleration", "noise", "seed", "iteration", "sigma", "psnr_common", "ssim_common",
+           "nmse", "seconds")  # fmt: skip
 
 
 class Recorder(OptimizationUnit):
@@ -68,14 +69,18 @@ def curve(problem: Problem, job: Job, models) -> tuple[list[tuple[int, float, Te
     return [(number, log.steps[number - 1]["sigma"], image) for number, image in found], seconds
 
 
+def _case(row: dict) -> tuple:
+    return tuple(row[name] for name in ("scan", "pattern", "acceleration", "noise", "seed"))
+
+
 def picture(path: Path, rows: list[dict]) -> None:
     """PNG: PSNR over the iterations, of each case; dashed the optimization unit, dotted GLDM."""
     figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    cases = dict.fromkeys((row["scan"], row["acceleration"], row["noise"]) for row in rows)
+    cases = dict.fromkeys(_case(row) for row in rows)
     for number, case in enumerate(cases):
-        own = [row for row in rows if (row["scan"], row["acceleration"], row["noise"]) == case]
+        own = [row for row in rows if _case(row) == case]
         steps = [row for row in own if isinstance(row["iteration"], int)]
-        label = f"{case[0]}, R={case[1]}" + (f", noise {case[2]}" if float(case[2]) else "")
+        label = f"{case[0]}, {case[1]} R={case[2]}" + (f", noise {case[3]}" if float(case[3]) else "")
         axis.plot([row["iteration"] for row in steps], [row["psnr_common"] for row in steps], f"C{number}", label=label)
         for row, style in ((own[0], "--"), (own[1], ":")):
             axis.axhline(row["psnr_common"], color=f"C{number}", linestyle=style, linewidth=0.9)
@@ -94,6 +99,8 @@ def main() -> None:
     parser.set_defaults(set=["sampling.num_scales=1000", "sampling.iterations=300"])
     flags = parser.parse_args()
     config = scans.configuration(flags)
+    if config.ou.after != "both" or tuple(config.sampling.order) != MODELS:
+        raise InputError("the published sampler is GM, LM and the OU after both; leave out ou.after and order.")
     models = published_kind(scans.priors(flags), flags.device)
     cases, out, rows = scans.cases(flags, config), Path(flags.out), []
     refuse_existing(out, flags.overwrite)
@@ -108,7 +115,8 @@ def main() -> None:
             for number, sigma, image in images:
                 scores = evaluate(image, scan.reference)  # the results are final
                 row = {name: scores[name] for name in ("psnr_common", "ssim_common", "nmse")}
-                rows.append({**case.columns(scan.name), "iteration": number, "sigma": sigma, **row, "seconds": ""})
+                place = {**case.columns(scan.name), "seed": seed, "iteration": number, "sigma": sigma}
+                rows.append({**place, **row, "seconds": ""})
             rows[-1]["seconds"] = seconds
     write_csv(out / "published.csv", rows, COLUMNS)
     write_markdown(out / "published.md", rows, COLUMNS)

@@ -39,9 +39,8 @@ from utils.files import atomic_path, refuse_existing
 MASKS = (("uniform", 4.0), ("uniform", 8.0), ("random", 6.0), ("radial", 6.0))
 PHANTOMS = ("phantom100", "phantom101")  # the tables use seed 0, the training seeds from 1000 on
 HEARTS = (100, 101)
-FIRST_SCENE = 10**6  # number of the first scene to judge by; training scenes are numbered from 1
+FIRST_SCENE = 10**6  # number of the first scene to judge by; of 2³¹ that training draws from
 SPARE = 0.9  # share of the steps that fit at the measured rate
-LM_SIGMA_MAX = 0.06  # LM follows where the noise level is low
 SCORES = ("psnr_common", "ssim_common", "nmse", "edge_time")
 PAIRS = ("none", "shipped", "new")
 COLUMNS = ("scan", "pattern", "acceleration", "priors", *SCORES)
@@ -52,7 +51,7 @@ def train_one(name: str, config: ml_collections.ConfigDict, workdir: Path, minut
     config = config.copy_and_resolve_references()
     begun = time.monotonic()
     if name == "local":
-        config.model.sigma_max = LM_SIGMA_MAX
+        config.model.sigma_max = scenes_config.LM_SIGMA_MAX
     # the rate is measured in a short run of its own, which also compiles
     probe = config.copy_and_resolve_references()
     probe.training.n_iters = 2 * loop.LOG_STEPS

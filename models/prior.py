@@ -80,7 +80,8 @@ class Prior:
         if self.context is None:
             raise ValueError("a prior without context denoises weighted k-space, see `score`")
         if self.of_scenes:
-            return image + model.unmeasured(self.change(image, max(sigma, self.sigma_min), periodic))
+            known = min(max(sigma, self.sigma_min), self.sigma_max)
+            return image + model.unmeasured(self.change(image, known, periodic))
         state = State(image, model, periodic)
         for _ in range(self.passes):
             (state,) = denoise_consistently(self._run, [state], self.context, [sigma], self.sigma_min)
@@ -99,7 +100,7 @@ class Prior:
         """
         if self.context is None:
             raise ValueError("a prior without context denoises weighted k-space, see `score`")
-        state = State(image, _nothing_measured(image), periodic)
+        state = State(image, nothing_measured(image), periodic)
         (change,) = tweedie_changes(self._run, [state], self.context, [sigma])
         return change
 
@@ -134,7 +135,8 @@ class Prior:
         return torch.cat(scores)
 
 
-def _nothing_measured(image: Tensor) -> ForwardModel:
+def nothing_measured(image: Tensor) -> ForwardModel:
+    """The forward model of images without measured samples."""
     return ForwardModel.of_one_coil(torch.zeros(image.shape, dtype=torch.bool, device=image.device))
 
 

@@ -1,5 +1,6 @@
 """The data types of a scan: what was measured, and the reference that a score may use afterwards."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -144,6 +145,9 @@ class Scan:
         if bad:
             where = f" of coil {bad[0]} (counting from 0)" if kspace.shape[1] > 1 else ""
             raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
+        noise_std = more.get("noise_std")
+        if noise_std is not None and not (math.isfinite(noise_std) and noise_std >= 0):
+            raise InputError(f"noise_std is {noise_std}; give the standard deviation of a k-space sample, 0 or more.")
         return cls(kspace, mask, **more)
 
     def turned(self) -> "Scan":

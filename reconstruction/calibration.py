@@ -41,7 +41,8 @@ class Schedule:
     held_out
         number of held-out samples; 0 where the mask leaves none.
     error_before, error_after
-        weighted held-out error of the start, and after the priors; the noise of the samples is subtracted.
+        held-out error of the start, and after the priors; the noise of the samples is subtracted. Weighted as in
+        `fit_prior`, or of priors in turn with the OU as `error_std`.
     """
 
     steps: tuple[Step, ...] = ()

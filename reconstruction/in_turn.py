@@ -7,6 +7,7 @@ where the level is high, LM at the end. Data consistency follows each time.
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
@@ -35,9 +36,13 @@ def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
 
 
 def follow_priors(
-    priors: list[Prior], schedule: LowRankSchedule, periodic: bool, bar: tqdm | None = None
+    priors: list[Prior], schedule: LowRankSchedule, periodic: bool, bar: tqdm | None = None,
+    taken: list[dict[str, float]] | None = None,
 ) -> Callable[[Tensor, float, int], Tensor]:
-    """x ← x + a (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie)."""
+    """x ← x + a (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie).
+
+    Step, σ and the prior's place in the cascade are added to `taken` each time.
+    """
     own = turns(schedule, len(priors))
 
     def follow(x: Tensor, nu: float, step: int) -> Tensor:
@@ -46,6 +51,8 @@ def follow_priors(
         prior, sigma = priors[own[step]], NOISE_SHARE * nu
         if not prior.sigma_min <= sigma <= prior.sigma_max:  # where it was not trained it would only smooth
             return x
+        if taken is not None:
+            taken.append({"step": step, "sigma": sigma, "prior": own[step]})
         if bar is not None:
             bar.set_postfix(sigma=f"{sigma:.3g}")
             bar.update()
@@ -56,44 +63,74 @@ def follow_priors(
 
 def solve_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, seed: int, bar: tqdm | None = None
-) -> Tensor:
-    """The later half of the OU's steps from the state `halfway`, with the priors: `(frames, height, width)`."""
+) -> tuple[Tensor, list[dict[str, float]]]:
+    """The later half of the OU's steps from the state `halfway`, with the priors.
+
+    Returns
+    -------
+    images `(frames, height, width)`, and step, σ and place of every prior that was applied.
+    """
     schedule = motion_schedule(problem, result.settings.motion_steps)
-    follow = follow_priors(priors, schedule, problem.periodic, bar)
+    taken: list[dict[str, float]] = []
+    follow = follow_priors(priors, schedule, problem.periodic, bar, taken)
     steps = motion_low_rank(
         halfway, problem.model, problem.measured, result.settings.motion_patches, schedule, problem.periodic, seed,
         follow, schedule.steps // 2,
     )  # fmt: skip
     (last,) = deque(steps, maxlen=1)
-    return last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
+    return last.low_rank + put_back(problem) * (last.consistent - last.low_rank), taken
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What came of the priors.
+
+    Attributes
+    ----------
+    image
+        complex `(frames, height, width)` of unit scale.
+    schedule
+        what was decided; its errors are those of `mri.holdout.missing_error`.
+    without
+        the images without the held-out samples; None where there are none.
+    log
+        step, σ and place in the cascade of every prior that was applied to the result.
+    passes
+        network passes per frame, those of the trial included.
+    """
+
+    image: Tensor
+    schedule: Schedule
+    without: Tensor | None
+    log: tuple[dict[str, float], ...] = ()
+    passes: int = 0
 
 
 def cascade_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, seed: int, bar: tqdm | None = None
-) -> tuple[Tensor, Schedule, Tensor | None]:
+) -> Followed:
     """Follow the priors within the OU where that predicts held-out samples better than the OU alone.
 
     Tried without the held-out samples first; the samples for admission decide (`mri.holdout.hold_out_sets`).
-
-    Returns
-    -------
-    the images, what was decided, and the images without the held-out samples (None where there are none).
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
-        return result.image, Schedule(), result.without_held_out
+        return Followed(result.image, Schedule(), result.without_held_out)
     assert result.halfway is not None and result.halfway_without is not None
     held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
     if bar is not None:
         schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
         bar.total = sum(len(turns(schedule, len(priors))) for schedule in schedules)
-    without = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
+    without, tried = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
     noise_std = problem.held_out_noise
     better = improvement(problem.model, problem.measured, held, result.without_held_out, without, noise_std)
     error = torch.where(held[:, None], problem.measured - reduced.model.kspace(result.without_held_out), 0)
     before = missing_error(error, held, problem.model.mask, noise_std)
     count = int(held.sum())
     if better.share < MARGIN or not (better.is_clear or better.share > MUCH):
-        return result.image, Schedule((), (0.0,) * len(priors), before, count, before, before), result.without_held_out
-    image = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
-    after = before * (1 - better.share) ** 0.5
-    return image, Schedule((), (STEP_SIZE,) * len(priors), before, count, before, after), without
+        schedule = Schedule((), (0.0,) * len(priors), before, count, before, before)
+        return Followed(result.image, schedule, result.without_held_out, passes=len(tried))
+    image, taken = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
+    used = {one["prior"] for one in taken}  # a prior may not know the noise levels of its turns
+    sizes = tuple(STEP_SIZE if place in used else 0.0 for place in range(len(priors)))
+    schedule = Schedule((), sizes, before, count, before, before * (1 - better.share) ** 0.5)
+    return Followed(image, schedule, without, tuple(taken), len(tried) + len(taken))

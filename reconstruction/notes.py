@@ -35,8 +35,10 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
 
 
 def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> list[str]:
-    """Quality without a reference, at the samples that nothing else has used."""
+    """Quality without a reference, at samples that neither the OU, the priors nor their choice have used."""
     if result.held_out is None or without is None or not result.held_out.report.any():
+        return []
+    if without is result.start_without:  # it is view sharing itself
         return []
     held = result.held_out.report
     assert result.start_without is not None
@@ -72,7 +74,7 @@ def _counted(problem: Problem) -> str:
     return "" if problem.noise_known else " (noise included, because σ is only an upper bound)"
 
 
-def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
+def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem) -> str:
     roles = {"global": "GM", "local": "LM"}
     if not schedule.held_out:
         return "priors: not used, because too few lines are sampled to hold any out, or no samples are missing"
@@ -80,11 +82,11 @@ def priors_note(schedule: Schedule, order: tuple[str, ...]) -> str:
         names = " and ".join(roles[name] for name in order)
         return f"priors: {names} rejected: they do not clearly lower the held-out error"
     each = ", ".join(
-        f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} rejected"
+        f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} not used"
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
     removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2
-    return f"priors: {each}; held-out squared error {_compared(removed)} with the optimization unit alone"
+    return f"priors: {each}; held-out squared error {_compared(removed, problem)} with the optimization unit alone"
 
 
 def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:

@@ -47,10 +47,13 @@ class OptimizationUnit:
     which keeps what the model adds.
     """
 
-    def __init__(self, settings: OUSettings, seed: int = 0, bar: tqdm | None = None) -> None:
+    def __init__(
+        self, settings: OUSettings, seed: int = 0, bar: tqdm | None = None, share_centre: bool = False
+    ) -> None:
         if settings.operator == "auto":
             raise InputError("ou.operator auto depends on the sampler; resolve it by `with_operator`.")
         self.settings, self.seed, self.operator, self.bar = settings, seed, settings.operator, bar
+        self.share_centre = share_centre
         self.hankel = HankelLowRank(settings.window, settings.rank) if self.operator == "hankel" else None
         self.llr = None
         if self.operator in ("llr", "motion"):
@@ -105,7 +108,7 @@ class OptimizationUnit:
         ou = self.settings
         schedule = motion_schedule(problem, steps or ou.motion_steps)
         rest = (ou.motion_patches, schedule, problem.periodic, self.seed)
-        known = with_shared_centre(problem, start)
+        known = with_shared_centre(problem, start) if self.share_centre else problem
         with contextlib.ExitStack() as stack:
             bar = self.bar or stack.enter_context(_bar(schedule.steps))
             state: Tensor | Iterate = start
@@ -157,15 +160,18 @@ def schedule_for(share: float, noise: float = 0.0, steps: int = 0) -> Schedule:
     return Schedule(max(first, 2 * last), last, steps)
 
 
+def shares_centre(mask: Tensor) -> bool:
+    """Whether so few frames have sampled the central line that it is shared at first, see `with_shared_centre`."""
+    return is_lines(mask) and mask[:, mask.shape[1] // 2].any(dim=-1).double().mean().item() <= CENTRE_SHARE
+
+
 def with_shared_centre(problem: Problem, shared: Tensor) -> Problem:
-    """The problem with the central line of every frame, taken from view sharing where few frames have sampled it.
+    """The problem with the central line of every frame, taken from view sharing where it was not sampled.
 
     Without it the brightness of the frames that have not sampled it drifts as the first, large thresholds shrink them.
     """
     mask = problem.model.mask
     centre = mask.shape[1] // 2
-    if not is_lines(mask) or mask[:, centre].any(dim=-1).double().mean() >= CENTRE_SHARE:
-        return problem
     filled = mask.clone()
     filled[:, centre] = True
     measured = torch.where(mask[:, None], problem.measured, problem.model.kspace(shared))
@@ -181,6 +187,11 @@ def put_back(problem: Problem) -> float:
     """
     share = min(1.0, CLEAN / max(_last_noise(problem), 1e-9)) ** 2
     return share if problem.noise_known else max(share, PUT_BACK_ESTIMATED)
+
+
+def with_samples(problem: Problem, image: Tensor) -> Tensor:
+    """Images with as much of the measured samples put back as their noise allows, see `put_back`."""
+    return image + put_back(problem) * (problem.model.consistent(image, problem.measured) - image)
 
 
 def expected_seconds(problem: Problem, settings: OUSettings) -> float:
@@ -257,14 +268,15 @@ class OUResult:
 def run_optimization_unit(
     problem: Problem, settings: OUSettings, seed: int = 0, check_steps: int = 0
 ) -> OUResult:
-    """Solve the problem; `motion` and `llr` only where they predict held-out samples better than what they start from.
+    """Solve the problem; use `motion` or `llr` only if they predict held-out samples better than view sharing.
 
-    The scan is first solved without the held-out samples, in `check_steps` steps along the motion (0: as many as at the
-    end). If the operator that is asked for does not lower the error there, `llr` is tried, which must be better by two
-    standard errors, and else view sharing is the result. Without enough samples to hold out, nothing is compared. The
-    final run uses all samples.
+    The scan is first solved without the held-out samples, in `check_steps` steps along the motion (0: as many as in the
+    final run). If the operator that is asked for does not lower the error there, `llr` is tried, which must be better
+    by two standard errors; otherwise view sharing is the result. With too few samples to hold out, there is no
+    comparison. The final run uses all samples.
     """
-    unit = OptimizationUnit(settings, seed)
+    share = shares_centre(problem.model.mask)  # decided once: what is held out changes it not
+    unit = OptimizationUnit(settings, seed, share_centre=share)
     unit.check(problem.frames, *problem.model.mask.shape[1:])
     if unit.operator == "hankel":
         return OUResult(unit.solve(problem), settings)
@@ -277,14 +289,15 @@ def run_optimization_unit(
     bar = _bar(sum(motion_schedule(one, settings.motion_steps).steps for one in (reduced, problem)))
     for operator in dict.fromkeys((unit.operator, "llr")):
         candidate = replace(settings, operator=operator)
-        image, found = OptimizationUnit(candidate, seed, bar).solve_and_halfway(reduced, check_steps)
+        image, found = OptimizationUnit(candidate, seed, bar, share).solve_and_halfway(reduced, check_steps)
         better = improvement(problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise)
         # a few lines cannot tell two good operators apart: the one that is asked for is left only where it does harm
         if better.share > 0 and (better.is_clear or operator == unit.operator):
             chosen, without, gain, half_without = candidate, image, better.share, found
             break
-    final = problem.view_sharing()
-    if chosen is not None:
-        final, half = OptimizationUnit(chosen, seed, bar).solve_and_halfway(problem)
+    if chosen is None:
+        final = problem.view_sharing()
+    else:
+        final, half = OptimizationUnit(chosen, seed, bar, share).solve_and_halfway(problem)
     bar.close()
     return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain, half, half_without)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 
@@ -83,6 +84,16 @@ class Problem:
 
     def view_sharing(self, window: str = "nearest", local_window: int = 4) -> Tensor:
         """Images `(frames, height, width)` of the shared views, see `mri.view_sharing.share_views`."""
+        if (window, local_window) == ("nearest", 4):
+            return self._nearest_views
+        return self._views(window, local_window)
+
+    @cached_property
+    def _nearest_views(self) -> Tensor:
+        """Asked for several times in a reconstruction, and slow where no frame has all samples."""
+        return self._views("nearest", 4)
+
+    def _views(self, window: str, local_window: int) -> Tensor:
         filled, _ = share_views(self.measured, self.model.mask, window, local_window, self.periodic)
         return self.model.combine(filled)
 

@@ -48,6 +48,8 @@ class OUSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.motion_steps == 1:
+            raise InputError("ou.motion_steps must be 2 or more, or 0 to follow the acceleration.")
         if not self.motion_patches:
             raise InputError("ou.motion_patches must name at least one size.")
 

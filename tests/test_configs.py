@@ -11,6 +11,7 @@ from configs.default import PARTS, get_default_configs
 from configs.options import page
 from configs.renamed import REMOVED, REMOVED_VALUES, RENAMED, current_arguments, current_field, current_record
 from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, scenes
+from reconstruction.settings import OUSettings
 from run_lib import Job
 from utils.errors import InputError
 from utils.settings import Settings, flat, setting
@@ -146,3 +147,9 @@ def test_settings_check_type_and_range(change, words):
     with pytest.raises(InputError, match=rf"example\.\w+ .*{words}"):
         Example(**change)
     assert Example(share=1).share == 1 and Example(maybe=2).maybe == 2 and Example().maybe is None
+
+
+def test_one_step_along_the_motion_is_refused():
+    """The priors begin from half of the steps."""
+    with pytest.raises(InputError, match="2 or more, or 0"):
+        OUSettings(motion_steps=1)

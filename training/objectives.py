@@ -17,8 +17,8 @@ from losses import NoisyBatch, draw_noise, dsm_loss, scene_loss
 from models.completion import State, tweedie_changes
 from models.context import Context
 from models.precision import Score
+from models.prior import nothing_measured
 from mri.fourier import ifft2c
-from mri.operators import ForwardModel
 from mri.weighting import KspaceWeight, from_channels
 from sde_lib import VESDE
 from training.processes import ALONE, Processes
@@ -131,7 +131,7 @@ class SceneDenoising(Objective):
 
     def loss(self, score: Score, batch: NoisyScenes) -> Tensor:
         scenes = batch.scenes()
-        states = [State(one.noisy, _unmeasured(one.noisy), bool(one.periodic[0])) for one in scenes]
+        states = [State(one.noisy, nothing_measured(one.noisy), bool(one.periodic[0])) for one in scenes]
         sigmas = [float(one.sigma[0]) for one in scenes]
         return scene_loss(score, states, [one.clean for one in scenes], sigmas, self.context)
 
@@ -148,17 +148,12 @@ class SceneDenoising(Objective):
         for seed in range(3):
             draw = self.draw(torch.Generator().manual_seed(seed))
             (one,) = NoisyScenes(*(tensor.to(device) for tensor in draw)).scenes()
-            state = State(one.noisy, _unmeasured(one.noisy), bool(one.periodic[0]))
+            state = State(one.noisy, nothing_measured(one.noisy), bool(one.periodic[0]))
             (change,) = tweedie_changes(score, [state], self.context, [float(one.sigma[0])])
             images = (one.clean[0], one.noisy[0], one.noisy[0] + change[0])
             tiles = [*(image.abs() for image in images), 5 * (images[2] - images[0]).abs()]
             rows.append(torch.cat([pad_to(tile, self.data.crop) for tile in tiles], dim=1))
         return "clean, noisy, denoised, error x 5", torch.cat(rows)[None].clamp(0, 1).cpu()
-
-
-def _unmeasured(image: Tensor) -> ForwardModel:
-    """The forward model of a scene without measured samples."""
-    return ForwardModel.of_one_coil(torch.zeros(image.shape, dtype=torch.bool, device=image.device))
 
 
 def pad_to(image: Tensor, size: int) -> Tensor:

@@ -99,6 +99,7 @@ def own_images(settings: RunSettings, model: str) -> list[tuple[Tensor, bool]]:
         problem = prepare(scan, settings.prepare)
         if reference is None:
             image, kind = problem.view_sharing(window_of(settings, model)), "pseudo-references"
+            image = image.mT if problem.turned else image
         else:
             image, kind = problem.reference_image(reference) / problem.scale, "images"
         tqdm.write(f"{scan.name}: {scan}\ntraining on its {kind}")

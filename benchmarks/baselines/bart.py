@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from mri.operators import ForwardModel
+from reconstruction.optimization_unit import with_samples
 from reconstruction.prepare import Problem
 from utils.errors import InputError
 
@@ -45,7 +46,7 @@ def why_not() -> str | None:
 
 def _reconstruct(problem: Problem, options: list[str]) -> Tensor:
     image = pics(problem.measured, problem.model, options).to(problem.measured)
-    return problem.model.consistent(image, problem.measured)
+    return with_samples(problem, image)
 
 
 def pics(measured: Tensor, model: ForwardModel, options: list[str]) -> Tensor:

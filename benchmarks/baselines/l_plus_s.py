@@ -3,6 +3,7 @@
 import torch
 
 from benchmarks.baselines.pogm import pogm
+from reconstruction.optimization_unit import with_samples
 from reconstruction.prepare import Problem
 
 Tensor = torch.Tensor
@@ -25,12 +26,12 @@ def l_plus_s(problem: Problem, strength: float, iterations: int = 200) -> Tensor
 
     Returns
     -------
-    L + S, data consistent, complex `(frames, height, width)` of unit scale.
+    L + S, without noise data consistent, complex `(frames, height, width)` of unit scale.
     """
     start = problem.view_sharing()
     largest = torch.linalg.matrix_norm(start.flatten(1), 2).item()
     parts = separate(start, problem, strength * largest, SPARSE, iterations)
-    return problem.model.consistent(parts.sum(dim=0), problem.measured)
+    return with_samples(problem, parts.sum(dim=0))
 
 
 def separate(start: Tensor, problem: Problem, lambda_l: float, lambda_s: float, iterations: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from reconstruction.optimization_unit import with_samples
 from reconstruction.prepare import Problem
 
 Tensor = torch.Tensor
@@ -22,10 +23,10 @@ def temporal_tv(problem: Problem, strength: float, iterations: int = 400) -> Ten
 
     Returns
     -------
-    complex `(frames, height, width)` of unit scale, data consistent.
+    complex `(frames, height, width)` of unit scale; without noise data consistent.
     """
     image = minimise(problem.view_sharing(), problem, strength, iterations)
-    return problem.model.consistent(image, problem.measured)
+    return with_samples(problem, image)
 
 
 def minimise(start: Tensor, problem: Problem, strength: float, iterations: int) -> Tensor:

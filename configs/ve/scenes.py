@@ -4,6 +4,8 @@ import ml_collections
 
 from configs.ve.cpu_demo import get_config as get_small_config
 
+LM_SIGMA_MAX = 0.06  # LM follows where the noise level is low: its --config.model.sigma_max
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = get_small_config()

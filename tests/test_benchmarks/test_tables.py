@@ -1,6 +1,7 @@
 """The benchmark commands at a tiny size: what they measure and write, and one sentence for each bad input."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from benchmarks.baselines import bart, l_plus_s, llr, temporal_tv
 from benchmarks.scores import SCORES, over_seeds
 from models.prior import MODELS, load_prior, shipped
 from mri.fourier import fft2c
+from mri.holdout import hold_out_sets
 from mri.masks import make_mask
 from mri.metrics import image_error
 from mri.noise import chi
@@ -38,6 +40,7 @@ def test_gains_compare_rows_that_differ_in_one_stage():
     group = {"scan": "s", "pattern": "p", "acceleration": "4", "noise": "0", "sampler": "published", "stages": "GM"}
     stages = (("zero_filled", "no", 1.0), ("pseudo_reference", "no", 3.0), ("pseudo_reference", "yes", 7.0))
     rows = [{**group, "start": start, "ou": ou, "psnr": psnr} for start, ou, psnr in stages]
+    rows += [{**row, "sampler": "none", "stages": "none", "psnr": 9 * row["psnr"]} for row in rows]
     assert ablation.gains(rows, "ou", "yes", "no") == [4.0]
     assert ablation.gains(rows, "start", "pseudo_reference", "zero_filled") == [2.0]
 
@@ -204,6 +207,16 @@ def test_priors_of_the_scan_alone_begin_at_random_or_as_shipped(monkeypatch):
         weights = load_prior(shipped(name, "cascade")).network.conv_in.weight
         change = (further.network.conv_in.weight - weights).norm() / weights.norm()
         assert 0 < change < 0.1 < (at_random.network.conv_in.weight - weights).norm() / weights.norm()
+
+
+def test_what_is_held_out_is_not_learned_from(monkeypatch):
+    problem = prepare(simple_scan(5, 64)[0])
+    kept = hold_out_sets(problem.model.mask, 0).kept
+    other = replace(problem, measured=torch.where(kept[:, None], problem.measured, 7.0 * problem.model.mask[:, None]))
+    monkeypatch.setattr(zero_shot, "FRAMES", 5)
+    own, same = (zero_shot.own_priors(one, 0, 1, False)[1].network.state_dict() for one in (problem, other))
+    assert not torch.equal(problem.measured, other.measured)
+    assert all(torch.equal(own[name], same[name]) for name in own)
 
 
 def test_calibration(tmp_path, context_priors, monkeypatch):

@@ -19,6 +19,7 @@ from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, PrepareSettings
 from sampling import reconstruct
 from tests.conftest import tiny_config
+from utils.errors import InputError
 
 OU = OUSettings(operator="llr", llr_iterations=30)
 
@@ -115,3 +116,10 @@ def test_mask_settings_say_how_the_mask_was_made(tmp_path):
     scan, reference = scan_from_file(intake, tmp_path / "full.npz")
     assert scan.coils == 4 and scan.noise_samples.shape == (4, 4096) and scan.coil_maps is None
     assert torch.equal(reference.image, simulated.image) and "R = 2, 8 ACS" in scan.source.found
+
+
+@pytest.mark.parametrize("level", [-1.0, math.nan, math.inf])
+def test_a_level_that_cannot_be_is_refused(level):
+    scan, _ = scan_of(1, 0.01)
+    with pytest.raises(InputError, match="noise_std is"):
+        Scan.from_arrays(scan.kspace, scan.mask, noise_std=level)

@@ -80,15 +80,27 @@ def test_a_prior_that_helps_is_followed_and_one_that_harms_is_not(problem, resul
     found, truth = problem
     truth = truth.mT if found.turned else truth
     good = [Known(network, truth, 0.8, []) for _ in range(2)]
-    image, schedule, without = cascade_in_turn(found, good, result, 0)
+    followed = cascade_in_turn(found, good, result, 0)
+    schedule = followed.schedule
     assert schedule.step_sizes == (STEP_SIZE, STEP_SIZE) and schedule.error_after < schedule.error_before
-    assert error(image, truth) < 0.8 * error(result.image, truth) and without is not None
+    assert error(followed.image, truth) < 0.8 * error(result.image, truth) and followed.without is not None
+    assert followed.passes == 2 * len(followed.log) == sum(len(prior.seen) for prior in good)
+    assert [one["prior"] for one in followed.log] == sorted(one["prior"] for one in followed.log)
     bad = [Known(network, torch.roll(truth, 9, 1), 0.8, []) for _ in range(2)]
-    image, schedule, _ = cascade_in_turn(found, bad, result, 0)
-    assert schedule.step_sizes == (0, 0) and torch.equal(image, result.image)
+    followed = cascade_in_turn(found, bad, result, 0)
+    assert followed.schedule.step_sizes == (0, 0) and torch.equal(followed.image, result.image)
+    assert not followed.log and followed.passes == len(bad[0].seen) + len(bad[1].seen) > 0
+
+
+def test_a_prior_that_knows_no_noise_level_of_its_turns_is_not_called_accepted(problem, result, network):
+    found, truth = problem
+    truth = truth.mT if found.turned else truth
+    elsewhere = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), sigma_min=0.5, sigma_max=0.9)
+    followed = cascade_in_turn(found, [Known(network, truth, 0.8, []), Known(elsewhere, truth, 0.8, [])], result, 0)
+    assert followed.schedule.step_sizes == (STEP_SIZE, 0) and {one["prior"] for one in followed.log} == {0}
 
 
 def test_without_held_out_samples_nothing_is_followed(problem, result, network):
     prior = Known(network, problem[1], 1.0, [])
-    image, schedule, _ = cascade_in_turn(problem[0], [prior], replace(result, held_out=None), 0)
-    assert torch.equal(image, result.image) and schedule.held_out == 0
+    followed = cascade_in_turn(problem[0], [prior], replace(result, held_out=None), 0)
+    assert torch.equal(followed.image, result.image) and followed.schedule.held_out == 0
