@@ -1,6 +1,7 @@
 """A page in headless Chromium, driven over a pipe by the DevTools protocol (https://chromedevtools.github.io)."""
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -18,6 +19,10 @@ FLAGS = (
     "--remote-debugging-pipe"
 ).split()
 KEYS = {" ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
+
+
+class Navigated(Exception):
+    """The page was left while it was asked something."""
 
 
 class Page:
@@ -61,6 +66,8 @@ class Page:
         while True:
             answer = self._next()
             if answer.get("id") == self._count:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise Navigated
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
@@ -101,9 +108,12 @@ class Page:
         return answer["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = PATIENCE) -> None:
-        """Until an expression is true."""
+        """Until an expression is true, be it on the page that a link leads to."""
         until = time.monotonic() + seconds
-        while not self.evaluate(expression):
+        while True:
+            with contextlib.suppress(Navigated):
+                if self.evaluate(expression):
+                    return
             assert time.monotonic() < until, f"{expression} stays false; {self.errors}"
             time.sleep(0.02)
 

@@ -34,7 +34,7 @@ def make_problem(coils, periodic=None):
     if coils == 1:
         kspace = fft2c(make_phantom(8, 64, 3))[:, :, 8:56] * (48 / 64) ** 0.5
         mask = make_mask("uniform", tuple(kspace.shape), 4, 8)
-        return prepare(Scan.from_arrays(kspace, mask), settings), ifft2c(kspace)
+        return prepare(Scan.from_arrays(kspace, mask, noise_std=0.0), settings), ifft2c(kspace)
     found = simulate_scan("simple", 5, 64, 3, coils, 0.01)
     mask = make_mask("uniform", tuple(found.image.shape), 4, 8)
     return prepare(Scan.from_arrays(found.kspace, mask, noise_samples=found.noise), settings), found.image
