@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
 from mri.formats.detect import result_names
-from mri.formats.export import patient_header, write_series
+from mri.formats.export import add_series, patient_header, write_series
 from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
@@ -302,7 +303,8 @@ def reconstruct_folder(
             _remove_unfinished(out, name)
             try:
                 if not overwrite and is_done(out / name, source, job, priors):
-                    print(f"{name}: already done")
+                    read, rest = partial(acquire, job.intake, source), (job.keep_patient, job.matrix)
+                    print(f"{name}: already done{add_series(out / name, job.write, read, *rest)}")
                     continue
                 scan, reference = acquire(job.intake, source)
                 check(scan, reference)

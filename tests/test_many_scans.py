@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -79,6 +80,12 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     done = demo(*run, cwd=tmp_path, priors=priors)
     assert done.stdout.count("already done") == 3
     after = times(out)
+    later = demo(*run, "--write", "nifti", cwd=tmp_path, priors=priors)
+    assert later.stdout.count("already done, nifti added") == 4 and times(out) == after
+    for scan in ("heart0", "measured"):
+        image = np.load(out / scan / "reconstruction.npy")
+        written = nibabel.load(out / scan / "reconstruction.nii.gz").get_fdata()[:, :, 0]
+        assert np.allclose(written.transpose(2, 1, 0), np.abs(image), atol=1e-4 * np.abs(image).max())
     assert {name for name in before if before[name] != after[name]} == {"heart1"}
     strip = [[{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(text.splitlines())]
              for text in (table, (out / "metrics.csv").read_text())]  # fmt: skip

@@ -4,6 +4,8 @@ Magnitudes are written to NIfTI and DICOM, complex values to `.cfl`. Libraries a
 """
 
 import hashlib
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +100,28 @@ def write_series(
     if "cfl" in formats:
         write_cfl(folder / CFL_NAME, image)
     return said
+
+
+def add_series(
+    folder: Path, formats: tuple[str, ...], read: Callable[[], tuple[Any, Any]], keep_patient: bool = False,
+    matrix: tuple[int, int] | None = None,
+) -> str:
+    """Write those of `formats` that a folder of results lacks, of the scan that `read` gives; in words, what was added.
+
+    Each appears when it is complete.
+    """
+    places = {"nifti": NIFTI_NAME, "dicom": DICOM_FOLDER, "cfl": f"{CFL_NAME}.cfl"}
+    missing = tuple(one for one in formats if not (folder / places[one]).exists())
+    if not missing:
+        return ""
+    scan, _ = read()
+    header = patient_header(Path(scan.source.path)) if keep_patient else None
+    image = np.load(folder / "reconstruction.npy")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".series-") as place:
+        said = write_series(Path(place), missing, image, scan.geometry, scan.name, header, matrix)
+        for path in Path(place).iterdir():
+            path.rename(folder / path.name)
+    return "".join(f", {one} added" for one in missing) + "".join(f"; {words}" for words in said)
 
 
 def frame_times(geometry: Geometry, frames: int) -> np.ndarray | None:
