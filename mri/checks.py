@@ -26,7 +26,7 @@ AT_THE_EDGE = 3.0  # brightness of the outer eighth over that of the middle half
 EMPTY_MIDDLE = 0.2  # brightness of the middle eighth over that of the outer eighth, along one axis
 GAPS, NARROW = 0.3, 4  # share of the lines between the outermost that no frame has; lines of a complete centre
 CANCELS, OFTEN = 0.3, 4  # |sum|² over frames · sum of |·|²: 1 of equal frames, 0 of a removed mean; frames to tell
-SAME = 16  # values at exactly the largest magnitude, from which k-space was clipped
+SAME, PLACES = 16, 3  # values at exactly the largest magnitude, and their places, from which k-space was clipped
 AROUND = -0.2  # mean of cos(2π r/N) over the energy, along both axes: positive in the middle, -1 at the edges
 PADDING = 4  # lines of zeros at the outside that are worth cropping
 
@@ -100,7 +100,8 @@ def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:
     """Clipped samples, a removed centre, and frames that cancel, around the peak of k-space (`row`, `column`)."""
     found = []
     parts = torch.view_as_real(scan.kspace).abs()
-    if int((parts == parts.max()).sum()) > SAME and parts.max() > 0:
+    largest = parts == parts.max()
+    if parts.max() > 0 and int(largest.sum()) > SAME and int(largest.any(dim=0).sum()) > PLACES:
         found.append("warning: many k-space samples have exactly the largest value, so k-space was clipped; save it "
                      "with a smaller scale or as float32")  # fmt: skip
     height, width = scan.mask.shape[1:]

@@ -6,7 +6,7 @@ import scipy.interpolate
 import scipy.io
 import torch
 
-from mri.checks import image_remarks, measured_block
+from mri.checks import image_remarks, measured_block, scan_remarks
 from mri.filled_lines import filled_lines, refuse_filled_lines
 from mri.formats import load_scan
 from mri.fourier import fft2c
@@ -209,3 +209,9 @@ def test_simple_objects_and_padded_ones_are_not_interpolated(image):
     box[:, 20:41, 13:30] = 1  # every line of its k-space is a multiple of the next
     assert not filled_lines(fft2c(box)[:, None])
     assert not filled_lines(fft2c(torch.nn.functional.pad(image, (96, 96, 96, 96)))[:, None])
+
+
+def test_frames_that_repeat_are_not_called_clipped(image):
+    mask = make_mask("uniform", (24, *image.shape[1:]), 4, 8)
+    scan = Scan.from_arrays(fft2c(image[:1].expand(24, -1, -1).to(torch.complex64)), mask, noise_std=0.0)
+    assert not any("clipped" in text for text in scan_remarks(scan))
