@@ -82,9 +82,10 @@ def picture(path: Path, rows: list[dict]) -> None:
         steps = [row for row in own if isinstance(row["iteration"], int)]
         label = f"{case[0]}, {case[1]} R={case[2]}" + (f", noise {case[3]}" if float(case[3]) else "")
         axis.plot([row["iteration"] for row in steps], [row["psnr_common"] for row in steps], f"C{number}", label=label)
-        for row, style in ((own[0], "--"), (own[1], ":")):
+        for row, style, place in ((own[0], "--", 0), (own[1], ":", -1)):  # their words at both ends
             axis.axhline(row["psnr_common"], color=f"C{number}", linestyle=style, linewidth=0.9)
-            axis.annotate(row["iteration"], (steps[0]["iteration"], row["psnr_common"]), fontsize=7, va="bottom")
+            at = (steps[place]["iteration"], row["psnr_common"])
+            axis.annotate(row["iteration"], at, fontsize=8, va="bottom", ha="left" if place == 0 else "right")
     axis.set_xlabel("iteration of the published sampler")
     axis.set_ylabel("PSNR, dB")
     axis.legend(fontsize=8)
