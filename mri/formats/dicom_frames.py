@@ -118,7 +118,7 @@ def refuse_unreadable(file: Path, dataset: Any) -> None:
         return
     try:
         known = get_decoder(syntax).is_available
-    except NotImplementedError:
+    except NotImplementedError:  # how pydicom says that it has no decoder for this syntax
         known = False
     if not known:
         raise InputError(f"{file} is compressed as {syntax.name}, which is not supported; export it uncompressed.")
