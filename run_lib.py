@@ -104,7 +104,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, .
     run = parts.RunSettings(
         config.seed, job.intake, job.prepare,
         *(part.from_mapping(config[part.part]) for part in (
-            parts.PseudoReferenceSettings, parts.ModelSettings, parts.TrainingSettings, parts.OptimSettings)), job.ou,
+            parts.PseudoReferenceSettings, parts.ModelSettings, parts.TrainingSettings, parts.OptimSettings)),
     )  # fmt: skip
     with processes() as group:
         group.refuse_differences(run.record())

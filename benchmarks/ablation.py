@@ -151,8 +151,8 @@ def main() -> None:
             " (hankel with the published sampler, motion with the cascade)"
         )
     text = (
-        f"ou `yes`: after each model; `in turn`: within one iteration; `before`: the models follow once each where the "
-        f"OU ends, and llr follows them. Operator: {config.ou.operator}{auto}. Differences in PSNR:"
+        f"ou `yes`: OU after each model; `in turn`: models interleaved with the OU; `before`: the whole OU first, then "
+        f"each model once, each followed by an llr step. Operator: {config.ou.operator}{auto}. Differences in PSNR:"
     )
     write_tables(out, rows, f"\n{text}\n\n{findings(rows)}\n")
     write_record(out / "ablation.json", "benchmarks.ablation", config)

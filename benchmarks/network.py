@@ -232,7 +232,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--mode", type=scans.words, default=["forward"], help=f"of {', '.join(MODES)}")
     parser.add_argument("--forms", type=scans.words, default=list(FORMS), help=f"of {', '.join(FORMS)}")
     parser.add_argument("--precision", type=scans.words, default=list(PRECISIONS), help=f"of {', '.join(PRECISIONS)}")
-    parser.add_argument("--rounds", type=int, default=7, help="each times every form once (default 7)")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing, each of every form once (default 7)")
     parser.add_argument("--minutes", type=float, default=0, help="start no case after this time (default: no limit)")
     parser.add_argument("--out", help="folder for network.csv, .md and .json")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")

@@ -29,23 +29,23 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", action="append", default=[], help="scan files or folders")
     parser.add_argument("--key", help="variable in the files (for .npy: image or kspace)")
     parser.add_argument("--hearts", type=numbers(int), default=[],
-                        help="seeds of embedded hearts with coils and noise (0 if no scan is given)")  # fmt: skip
+                        help="seeds of built-in heart phantoms, coils and noise (0 if no scan is given)")  # fmt: skip
     parser.add_argument("--phantoms", type=numbers(int), default=[],
                         help="seeds of simple phantoms, one coil without noise")  # fmt: skip
     parser.add_argument("--maps", help="coil maps: walsh, espirit or a file (default: chosen by the mask)")
-    parser.add_argument("--pattern", type=words, default=["uniform"], help=f"of {', '.join(PATTERNS)}")
-    parser.add_argument("--acceleration", type=numbers(float), default=[4.0], help="R before the ACS (default 4)")
+    parser.add_argument("--pattern", type=words, default=["uniform"], help=f"sampling: {', '.join(PATTERNS)}")
+    parser.add_argument("--acceleration", type=numbers(float), default=[4.0], help="R, without ACS lines (default 4)")
     parser.add_argument(
         "--noise", type=numbers(float), default=[0.0],
         help="noise to add, known to the methods: σ of a complex sample over the brightest pixel (default 0)",
     )  # fmt: skip
     parser.add_argument("--acs", type=int, help="central lines (default: the configuration's)")
     parser.add_argument("--size", type=int, help="pixels; crops a file's k-space to its centre")
-    parser.add_argument("--frames", type=int, help="frames; an image file with fewer repeats its cycle")
+    parser.add_argument("--frames", type=int, help="frames; images with fewer are repeated cyclically")
     parser.add_argument("--seeds", type=numbers(int), default=[0], help="seeds of mask, phase and sampler (default 0)")
     parser.add_argument("--checkpoint_global", help="GM, .safetensors or published .pth (default: shipped)")
     parser.add_argument("--checkpoint_local", help="LM, .safetensors or published .pth (default: shipped)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where all but BART runs (cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of everything but BART (default cpu)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE",
         help="any field of the configuration (configs/ve/cpu_demo.py), e.g. sampling.iterations=20; repeatable",

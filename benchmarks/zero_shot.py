@@ -44,7 +44,7 @@ def own_priors(problem: Problem, seed: int, steps: int, continued: bool) -> tupl
             kinds = (parts.PseudoReferenceSettings, parts.ModelSettings, parts.TrainingSettings, parts.OptimSettings)
             job = Job.from_config(config, seed)
             run = parts.RunSettings(
-                seed, job.intake, job.prepare, *(kind.from_mapping(config[kind.part]) for kind in kinds), job.ou
+                seed, job.intake, job.prepare, *(kind.from_mapping(config[kind.part]) for kind in kinds)
             )
             images = [(problem.view_sharing(window_of(run, name)).cpu(), problem.periodic)]
             training = Training(run, Path(folder) / name, SceneDenoising(run, images, name), Processes(0, 1, device))

@@ -30,7 +30,7 @@ _ADAPT = (
 _FEW_STEPS = "these priors were always rejected in the few-step cascade; k-space priors need --sampler published"
 
 REMOVED = {
-    "data.num_channels": "networks see real and imaginary part, always",
+    "data.num_channels": "networks see real and imaginary parts, always",
     "data.centered": "our networks use k-space unchanged; published checkpoints carry their own convention",
     **{f"model.{name}": _NETWORK for name in (
         "num_scales", "fir_kernel", "fourier_scale", "embedding_type", "resblock_type", "progressive",

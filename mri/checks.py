@@ -48,15 +48,15 @@ def scan_remarks(scan: Scan) -> list[str]:
             f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
             "linear phase in the image); the scan is used unchanged"
         )
-    for words, axis in (("rows (ky)", 1), ("columns (kx)", 0)):
+    for words, axis in (("ky", 1), ("kx", 0)):
         energy = mean.sum(dim=axis)
         count = len(energy)
         energy = torch.roll(energy, count // 2 - int(energy.argmax()))  # a peak elsewhere has a sentence of its own
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
         if central < PEAKED and energy.max() > 0:
             found.append(
-                f"warning: the energy is not concentrated at the centre of the {words}, as in k-space; has the "
-                "scan been Fourier transformed along both axes?"
+                f"warning: the energy does not peak along {words}, as it does in k-space; was the inverse Fourier "
+                "transform along this axis already applied (hybrid space)?"
             )
     found += _identical_frames(scan.kspace) + _bright_frames(power, mask) + _impossible_values(scan, row, column)
     return found
@@ -90,10 +90,10 @@ def _lines_of_no_frame(scan: Scan) -> list[str]:
             complete, line = complete + 1, line + step
     if complete < NARROW and scan.coil_maps is None:
         raise InputError(
-            f"{words}, and the centre of k-space is not complete: the images cannot be told from their aliases; "
-            "acquire other lines in each frame, or central lines, or give --maps."
+            f"{words}, and the centre of k-space is not fully sampled: the aliasing cannot be resolved. Interleave the "
+            "lines from frame to frame, acquire ACS lines, or give coil maps with --maps."
         )
-    return [f"warning: {words}, between lines that are; they are filled in by low rank, and details may be aliased"]
+    return [f"warning: {words}, with gaps inside the sampled range; they are filled in by low rank, maybe aliased"]
 
 
 def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:
@@ -102,8 +102,8 @@ def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:
     parts = torch.view_as_real(scan.kspace).abs()
     largest = parts == parts.max()
     if parts.max() > 0 and int(largest.sum()) > SAME and int(largest.any(dim=0).sum()) > PLACES:
-        found.append("warning: many k-space samples have exactly the largest value, so k-space was clipped; save it "
-                     "with a smaller scale or as float32")  # fmt: skip
+        found.append("warning: many k-space samples have exactly the largest value, so k-space was clipped; export it "
+                     "as float32 or scaled down; if the receiver saturated, scan at a lower gain")  # fmt: skip
     height, width = scan.mask.shape[1:]
     own = scan.mask[:, height // 2, width // 2]
     beside = scan.kspace[:, :, height // 2, width // 2 - 1]
@@ -119,8 +119,8 @@ def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:
         most = (kspace.abs().square().sum(dim=0) * mask.sum(dim=0))[:, often].sum()
         if total < CANCELS * most:
             found.append(
-                "warning: the frames cancel at the centre of k-space: their temporal mean was subtracted, or the phase "
-                "changes at random from frame to frame. Maps and view sharing need k-space as measured"
+                "warning: the centre of k-space averages to almost zero over the frames: their temporal mean was "
+                "probably subtracted, or their phase is random. Maps and view sharing need k-space as measured"
             )
     return found
 
@@ -174,8 +174,8 @@ def edge_remarks(mean: Tensor) -> list[str]:
     if border <= AT_THE_EDGE * middle and max(around) > AROUND and not any(empty):
         return []
     return [
-        "warning: the object wraps around the edges of the image, as after a Fourier transform without fftshift (or "
-        "with k-space of alternating sign); shift the images by half their size"
+        "warning: the object wraps around the edges of the image (a missing fftshift?); apply fftshift to the images, "
+        "or multiply k-space by (-1)^(ky + kx)"
     ]
 
 
@@ -264,6 +264,6 @@ def without_spikes(scan: Scan) -> tuple[Scan, list[str]]:
         power[frame, row, column] = 0
         notes.append(
             f"warning: a spike in k-space at frame {frame}, row {row}, column {column} (counting from 0) is replaced "
-            "by the mean of the other frames"
+            "by the mean of the other frames that sampled it, or by zero if none did"
         )
     return replace(scan, kspace=kspace), notes

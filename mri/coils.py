@@ -62,8 +62,8 @@ def whitening_matrix(noise: Tensor) -> tuple[Tensor, float]:
     if failed or lower.diagonal().real.min() < 1e-6 * mean:
         weakest = int(covariance.diagonal().real.argmin())
         raise InputError(
-            f"the noise covariance is singular: coil {weakest} (counting from 0) has the least noise of its own and "
-            "may be dead or a copy of another coil; leave it out, or give the noise scan of these coils."
+            f"the noise covariance is singular: coil {weakest} (counting from 0) has the lowest noise and may be "
+            "disconnected, or two coils are copies; remove it, or give the noise scan of these coils."
         )
     identity = torch.eye(coils, dtype=lower.dtype)
     return (mean * torch.linalg.solve_triangular(lower, identity, upper=False)).to(torch.complex64), mean

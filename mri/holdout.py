@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mri.masks import acs_rows, is_lines, lines_along_rows
+from mri.masks import is_lines, lines_along_rows
 from mri.operators import ForwardModel
 from mri.weighting import RAMP_FILTER
 
@@ -121,52 +121,6 @@ def improvement(
     # σ may be an upper bound: some of the error is always error
     before = max(squares[0].sum().item() - noise, LEAST_ERROR * squares[0].sum().item(), 1e-30)
     return Improvement(min(difference.sum().item() / before, 1.0), bool(difference.mean() > CLEAR * standard_error))
-
-
-def hold_out(mask: Tensor, fraction: float = 0.15, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Split the measured samples into kept and held-out ones, the same in every coil.
-
-    For masks of lines, the outer half of the ACS is thinned in time to the density of the other rows. The nearest kept
-    sample of the same row is then as many frames away as for a missing sample. (Lines drawn at random would mislead:
-    those of the ACS are still measured one frame away, the others a whole period away.) For other masks (radial),
-    single samples are drawn at random.
-
-    Parameters
-    ----------
-    mask
-        boolean `(frames, height, width)`.
-    fraction
-        of the samples to hold out, for masks that do not consist of lines.
-    seed
-        chooses them; of lines, the frames that keep theirs.
-
-    Returns
-    -------
-    kept, held_out: boolean masks of that shape, disjoint, together `mask`. Nothing is held out with fewer than two ACS
-    lines, or where only the ACS was measured.
-    """
-    if (rows_first := lines_along_rows(mask)) is not mask:
-        kept, held_out = hold_out(rows_first, fraction, seed)
-        return kept.mT, held_out.mT
-    if not is_lines(mask):
-        generator = torch.Generator().manual_seed(seed)
-        held_out = mask & (torch.rand(mask.shape, generator=generator) < fraction).to(mask.device)
-        return mask & ~held_out, held_out
-    acs = acs_rows(mask)
-    rows = acs.nonzero().flatten().tolist()
-    lines = mask.any(dim=-1)
-    density = lines[:, ~acs].double().mean().item() if not acs.all() else 0.0
-    held_out = torch.zeros_like(mask)
-    if len(rows) < 2 or density == 0:
-        return mask, held_out
-    period = max(2, round(1 / density))
-    quarter = max(1, len(rows) // 4)
-    outer = [*rows[:quarter], *rows[len(rows) - quarter :]] if len(rows) >= 4 else rows[:1]
-    frames = torch.arange(len(mask), device=mask.device)
-    for row in outer:
-        held_out[(frames + row + seed) % period != 0, row] = True
-    held_out &= mask
-    return mask & ~held_out, held_out
 
 
 def missing_error(error: Tensor, held_out: Tensor, mask: Tensor, noise_std: float = 0.0) -> float:

@@ -109,22 +109,24 @@ def _with_own_mask(intake: Intake, stored: Stored) -> tuple[Intake, list[str]]:
         return intake, []
     own = replace(intake, mask=replace(intake.mask, path=str(stored.path), key=key))
     frames, _, height, width = stored.data.shape
-    unused = f"warning: the variable '{key}' beside the scan is not used, because it "
-    mend = f"; --mask {stored.path} --mask_key {key} uses it"
+    unused = f"warning: the variable '{key}' beside the scan is ignored, because it "
+    mend = f"; to use it anyway, give --mask {stored.path} --mask_key {key}"
     try:
         mask, _ = mask_to_apply(own, (frames, height, width))
     except InputError:
-        return intake, [f"{unused}does not fit as a mask{mend}"]
+        return intake, [f"{unused}has not the shape or values of a mask{mend}"]
     if stored.kind == "kspace" and filled_lines(stored.data):
         return own, []
     sampled = sampled_locations(stored.data) if stored.kind == "kspace" else torch.ones_like(mask)
     if not sampled.all():
         differing = (mask != sampled).double().mean() > DIFFERENT
-        return (intake, [f"{unused}is not what was measured{mend}"]) if differing else (own, [])
+        return (intake, [f"{unused}does not match the samples that were measured{mend}"]) if differing else (own, [])
     if mask.all():
         return intake, []
     lines = is_lines(lines_along_rows(mask))
-    return (own, []) if lines or not (mask == mask[0]).all() else (intake, [f"{unused}has no lines{mend}"])
+    if lines or not (mask == mask[0]).all():
+        return own, []
+    return intake, [f"{unused}is the same in every frame and has no lines (a region of interest?){mend}"]
 
 
 def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Reference]:

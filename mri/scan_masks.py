@@ -69,7 +69,7 @@ def mask_of_measurement(intake: Intake, stored: Stored, sampled: Tensor) -> tupl
     if missing > LEFT_OUT:
         raise InputError(
             f"{name} does not match {stored.path}: {missing:.0%} of its samples are zero in the k-space; give the mask "
-            "the scan was made with, or none, to find it from the zeros."
+            "the scan was acquired with, or omit --mask to detect it from the zeros."
         )
     left = ((sampled & ~mask).double().sum() / sampled.double().sum()).item()
     doubt = f"warning: the mask omits {left:.0%} of the measured samples; drop --mask to use all of them"

@@ -27,11 +27,13 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
     note = f"optimization unit: {name}"
     if result.settings.operator == "motion":
         schedule = motion_schedule(problem, ou.motion_steps)
-        note += f", {schedule.steps} steps, noise level {schedule.first:.2g} to {schedule.last:.2g} of the scan's scale"
+        note += f", {schedule.steps} steps, threshold ν from {schedule.first:.2g} to {schedule.last:.2g}"
     if result.gain is None:
         return f"{note}; not compared with view sharing, because too few lines are sampled to hold any out"
     note += f"; held-out squared error {_compared(result.gain, problem)} with view sharing"
-    return note if result.settings.operator == ou.operator else f"{note} ({names[ou.operator]} does not lower it)"
+    if result.settings.operator == ou.operator:
+        return note
+    return f"{note} (fallback: {names[ou.operator]} did not lower it)"
 
 
 def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> list[str]:
@@ -71,7 +73,7 @@ def _compared(removed: float, problem: Problem | None = None) -> str:
 
 
 def _counted(problem: Problem) -> str:
-    return "" if problem.noise_known else " (noise included, because σ is only an upper bound)"
+    return "" if problem.noise_known else " (noise not subtracted, because σ is only an upper bound)"
 
 
 def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem) -> str:
@@ -80,9 +82,9 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem) ->
         return "priors: not used, because too few lines are sampled to hold any out, or no samples are missing"
     if not any(schedule.step_sizes):
         names = " and ".join(roles[name] for name in order)
-        return f"priors: {names} rejected: they do not clearly lower the held-out error"
+        return f"priors: {names} rejected: no clear reduction of the held-out error"
     each = ", ".join(
-        f"{roles[name]} accepted (step {size:.2f})" if size > 0 else f"{roles[name]} not used"
+        f"{roles[name]} accepted (step size {size:.2f})" if size > 0 else f"{roles[name]} not used"
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
     removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2

@@ -184,9 +184,8 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         noise_std = estimate
     elif noise_std > NOISE_EXCESS * estimate > 0:
         notes.append(
-            f"warning: σ = {noise_std:.3g} is more noise than the scan contains: the level of its outer k-space, "
-            f"{estimate:.3g} with signal included, is used instead. Check that noise samples (or --noise_std) and "
-            "k-space have the same units and bandwidth."
+            f"warning: σ = {noise_std:.3g} exceeds the upper bound estimated from the scan, {estimate:.3g}, which is "
+            "used instead. Check that the noise samples (or --noise_std) and k-space have the same units and bandwidth."
         )
         noise_std, known = estimate, False
     if noise_std:
@@ -301,8 +300,8 @@ def _noisy_coils(kspace: Tensor, mask: Tensor) -> list[str]:
     levels = [estimate_noise_std(kspace[:, coil : coil + 1], mask) for coil in range(kspace.shape[1])]
     usual = sorted(levels)[len(levels) // 2 - (len(levels) + 1) % 2]
     return [
-        f"warning: coil {coil} (counting from 0) has {level / usual:.0f} times the noise of the others; leave it out, "
-        "or give noise samples, which down-weight it"
+        f"warning: coil {coil} (counting from 0) has {level / usual:.0f} times the noise of the others; remove "
+        "it from the file, or give noise samples, so that pre-whitening down-weights it"
         for coil, level in enumerate(levels) if level > NOISY_COIL * usual > 0
     ]  # fmt: skip
 
@@ -356,12 +355,13 @@ def _maps(kspace: Tensor, mask: Tensor, given: Tensor | None, method: str) -> tu
         maps = coils.refined_maps(images, coils.walsh_maps(images))
         return maps, f"coil maps: Walsh's method on the temporal mean at full resolution, refined by a local fit{note}"
     if method != "espirit":
-        raise InputError(f"--maps {method} is neither walsh, espirit nor an existing file.")
+        raise InputError(f"--maps {method}: choose walsh, espirit or an existing file.")
     if region < coils.SMALLEST_CENTRE:
         return coils.refined_maps(images, coils.walsh_maps(images)), (
             f"coil maps: the fully sampled centre of k-space is {region} samples wide, too small for ESPIRiT (at least "
             f"{coils.SMALLEST_CENTRE}); Walsh's method on the temporal mean is used instead"
         )
     side = min(region, coils.ESPIRIT_REGION)
-    return coils.espirit_maps(mean, side), f"coil maps: ESPIRiT on the central {side} x {side} samples of the mean"
+    words = f"coil maps: ESPIRiT on the central {side} x {side} samples of the temporal mean"
+    return coils.espirit_maps(mean, side), words
 

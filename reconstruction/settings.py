@@ -32,8 +32,8 @@ class OUSettings(Settings):
     part: ClassVar[str] = "ou"
 
     after: str = setting(
-        "both", "OU after GM and LM (paper, Fig. 1), after the last (its code), or never; priors of scenes, which take "
-        "turns with it: only never matters",
+        "both", "when the OU runs: after GM and LM (both; paper, Fig. 1), after the last (its code), or never; with "
+        "priors of scenes, which are interleaved with it, only never has an effect",
         choices=("both", "last", "never"),
     )  # fmt: skip
     operator: str = setting(

@@ -77,7 +77,8 @@ def _write_report(
     notes = list(record["notes"])
     found = str(scan).splitlines()
     warnings = [note.removeprefix("warning: ") for note in (*found, *notes) if note.startswith("warning: ")]
-    quality = [note for note in notes if note.startswith(QUALITY)]
+    plain = [note.removeprefix("warning: ") for note in notes]
+    quality = [note for note in plain if note.startswith(QUALITY)]
     settings = flat(
         {
             name: record[name]

@@ -74,7 +74,7 @@ def summary(out: Path, rows: list[dict], notes: Sequence[str] = ()) -> str:
     if rows:
         table = markdown(rows, METRICS) + (
             "\npsnr_common, ssim_common and nmse compare the scan on one scale: judge by these. gain above 1: too dark."
-            "\nedge_time above 1: temporal blur (–: the reference has no clear moving edge)."
+            "\nedge_time above 1.05: temporal blur (–: the reference has no clear moving edge)."
             "\npsnr, ssim and mse_e4 (× 10⁴) divide every frame by its own maximum, as the paper does."
             "\nnearest_merge is view sharing with the nearest frames, global_merge with the mean over all frames; "
             "ou_only is the optimization unit without any network.\n\n"

@@ -160,10 +160,10 @@ def faulty(folder: Path) -> Iterator[Case]:
 
     gaps = np.arange(SIZE)[:, None] % 4 == 0
     yield Case("same_gaps_and_no_centre", _saved(folder / "gaps", np.where(gaps, kspace, 0)), "refused",
-               "told from their aliases", flags=k)  # fmt: skip
+               "the aliasing cannot be resolved", flags=k)  # fmt: skip
     gaps = gaps | (np.abs(np.arange(SIZE)[:, None] - SIZE // 2) <= 4)
     yield Case("same_gaps_in_every_frame", _saved(folder / "same", np.where(gaps, kspace, 0)), "warned",
-               "between lines that are", flags=k)  # fmt: skip
+               "gaps inside the sampled range", flags=k)  # fmt: skip
     coils = np.stack([kspace[0] * (1 + i) for i in range(4)])[None]
     yield Case("one_frame_of_coils", _saved(folder / "coils", coils), "refused", "1 frame of 4 coils", flags=k)
     for axis, sign in (("rows", np.arange(SIZE)[:, None]), ("columns", np.arange(SIZE))):
@@ -171,9 +171,9 @@ def faulty(folder: Path) -> Iterator[Case]:
         yield Case(f"alternating_sign_along_{axis}", _saved(folder / f"sign_{axis}", changed), "warned",
                    "around the edges", flags=k)  # fmt: skip
     yield Case("mean_of_kspace_removed", _saved(folder / "mean", np.where(mask, kspace - kspace.mean(0), 0)), "warned",
-               "frames cancel", flags=k)  # fmt: skip
+               "averages to almost zero", flags=k)  # fmt: skip
     turns = np.exp(2j * np.pi * np.random.default_rng(3).random(FRAMES))[:, None, None]
-    yield Case("phase_at_random", _saved(folder / "phases", measured * turns), "warned", "frames cancel", flags=k)
+    yield Case("phase_at_random", _saved(folder / "phases", measured * turns), "warned", "averages to almost zero", flags=k)
     limit = 0.1 * np.abs(measured).max()
     clipped = measured.real.clip(-limit, limit) + 1j * measured.imag.clip(-limit, limit)
     yield Case("clipped_kspace", _saved(folder / "clipped_k", clipped), "warned", "k-space was clipped", flags=k)

@@ -108,7 +108,7 @@ def test_twenty_steps_of_training(tmp_path):
     job = Job.from_config(config)
     kinds = (parts.PseudoReferenceSettings, parts.ModelSettings, parts.TrainingSettings, parts.OptimSettings)
     rest = (kind.from_mapping(config[kind.part]) for kind in kinds)
-    run = parts.RunSettings(config.seed, job.intake, job.prepare, *rest, job.ou)
+    run = parts.RunSettings(config.seed, job.intake, job.prepare, *rest)
     for model in MODELS:
         training = Training(run, tmp_path / model, make_objective(run, tmp_path, model))
         training.run()

@@ -339,8 +339,8 @@ class Training:
             then, now = json.loads(state["config"]), self.settings.record()
         except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError):
             raise InputError(
-                f"{path} is truncated or no checkpoint of this training; put the newest file of "
-                f"{self.folder / 'checkpoints'} in its place, or remove it to begin again."
+                f"{path} is truncated or not a checkpoint of this training; replace it with the newest file in "
+                f"{self.folder / 'checkpoints'}, or delete it to start over."
             ) from None
         then = self.upgrade(then)
         cosine = now["optim"]["schedule"] == "cosine"

@@ -7,7 +7,7 @@ from models.context import Context
 from models.ncsnpp import NCSNpp
 from mri.intake_settings import Intake
 from mri.view_sharing import WINDOWS
-from reconstruction.settings import PRECISIONS, OUSettings, PrepareSettings
+from reconstruction.settings import PRECISIONS, PrepareSettings
 from utils.errors import InputError
 from utils.settings import Settings, setting
 
@@ -95,7 +95,6 @@ class RunSettings:
     model: ModelSettings
     training: TrainingSettings
     optim: OptimSettings
-    ou: OUSettings
 
     def __post_init__(self) -> None:
         if self.model.temporal and self.training.objective == "dsm":
@@ -103,7 +102,7 @@ class RunSettings:
 
     def record(self) -> dict[str, Any]:
         """As JSON types, by the parts of a configuration."""
-        parts = (self.pseudo_reference, self.model, self.training, self.optim, self.ou)
+        parts = (self.pseudo_reference, self.model, self.training, self.optim)
         found: dict[str, Any] = {"seed": self.seed, "data": {**asdict(self.intake.data), **asdict(self.prepare)}}
         found["mask"] = asdict(self.intake.mask)
         found |= {part.part: asdict(part) for part in parts}

@@ -30,7 +30,7 @@ def exit_on_input_error(job: Callable[[], None]) -> None:
         sys.exit(2)
     except OSError as error:
         # some libraries raise it with words only
-        words = f"{error.filename}: {error.strerror}; give another place." if error.filename else str(error)
+        words = f"{error.filename}: {error.strerror}; choose another path." if error.filename else str(error)
         print(f"error: {' '.join(words.split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

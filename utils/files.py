@@ -68,7 +68,7 @@ def refuse_existing(path: str | os.PathLike, overwrite: bool) -> None:
     path = Path(path)
     holds = any(path.iterdir()) if path.is_dir() else path.exists()
     if holds and not overwrite:
-        raise InputError(f"{path} already holds results; give another place or pass --overwrite to replace them.")
+        raise InputError(f"{path} already holds results; choose another folder or pass --overwrite to replace them.")
 
 
 def refuse_unwritable(path: str | os.PathLike) -> None:

@@ -52,10 +52,13 @@ def _of_the_other_kind(where: str, scan: Stored, asked: str | None) -> list[str]
     own, other = ("k-space", "image") if scan.kind == "kspace" else ("images", "kspace")
     if not looks_otherwise(scan.data, scan.kind == "kspace"):
         return []
-    words = f"the values look like {'images' if own == 'k-space' else 'k-space'}, not like {own}"
+    words = f"the values look like {'images' if own == 'k-space' else 'k-space'}"
     if asked is None:
-        raise InputError(f"{where}: {words}, as its name says; give --kind {other}, or --kind to keep it.")
-    return [f"warning: {words}; --kind {other} takes them so"]
+        named = "kspace" if own == "k-space" else "image"
+        raise InputError(
+            f"{where}: the name says {own}, but {words}; add --kind {other}, or --kind {named} if the name is right."
+        )
+    return [f"warning: {words}; --kind {other} reads them as such"]
 
 
 def _one_slice(
@@ -101,14 +104,14 @@ def _joined(where: str, array: np.ndarray, kind: str | None) -> tuple[np.ndarray
     ends = [i for i in (array.ndim - 1, 0) if i in twos]
     if len(twos) > 1 and not ends:
         raise InputError(
-            f"{where} of shape {array.shape} has several axes of length 2, one of them real and imaginary part; join "
+            f"{where} of shape {array.shape} has several axes of length 2, one of them real and imaginary parts; join "
             "these to complex numbers."
         )
     axis = ends[0] if len(twos) > 1 else twos[0]
     real, imag = (np.take(array, [i], axis=axis) for i in (0, 1))
     joined = np.empty(real.shape, np.result_type(array.dtype, np.complex64))
     joined.real, joined.imag = real, imag
-    return joined, [f"real and imaginary part joined along axis {axis}"]
+    return joined, [f"real and imaginary parts joined along axis {axis}"]
 
 
 def load_maps(path: str | os.PathLike, coils: int, key: str | None = None) -> tuple[torch.Tensor, str]:

@@ -65,7 +65,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
         axis = several[0]
         raise InputError(
             f"{data} has {dims[axis]} entries along dimension {axis} ({WORDS.get(axis, 'not of a 2-D scan')}); save "
-            f"one of them (bart slice {axis} 0), or transform along it first."
+            f"one of them (bart slice {axis} 0), or inverse Fourier transform along it first."
         )
     check_size(data, count // dims[SLICE])
     array = np.memmap(data, np.complex64, "r", shape=tuple(dims), order="F")[tuple(index)]

@@ -36,7 +36,7 @@ def contents(path: Path) -> list[str]:
 
 
 def _type(dataset: h5py.Dataset) -> str:
-    return "complex, as pairs of real and imaginary part" if dataset.dtype.names else str(dataset.dtype)
+    return "complex, as pairs of real and imaginary parts" if dataset.dtype.names else str(dataset.dtype)
 
 
 def main(arguments: list[str] | None = None) -> None:

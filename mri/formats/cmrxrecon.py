@@ -103,7 +103,7 @@ def _finished(
     pairs: bool = False,
 ) -> Stored:  # fmt: skip
     """The scan of one slice `(time, [coil,] ky, kx)`."""
-    stored = f"stored as {array.dtype} {shape}" + (", real and imaginary part joined along the last axis" * pairs)
+    stored = f"stored as {array.dtype} {shape}" + (", real and imaginary parts joined along the last axis" * pairs)
     stored += f": (time, slice, {'coil, ' if axes == 5 else ''}ky, kx)"
     stored += f", slice {chosen} of {shape[1]}" if shape[1] > 1 else ""
     array = array if array.ndim == 4 else array[:, None]

@@ -40,7 +40,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     shapes = {frame.shape for frame in frames}
     if len(shapes) > 1:
         listed = " and ".join(" × ".join(map(str, shape)) for shape in sorted(shapes))
-        raise InputError(f"{path} has images of {listed} in one series; put those of one size in their own folder.")
+        raise InputError(f"{path} has images of {listed} in one series; move those of one size into a separate folder.")
     check_size(path, len(frames) * int(np.prod(frames[0].shape)))
     array = np.stack([_pixels(path, frame) for frame in frames])[:, None]
     layout = (f"{len(frames)} images, {order}", *more, *said)
@@ -95,7 +95,7 @@ def _of_file(file: Path) -> tuple[str, str, list[Frame], str]:
         if "Rows" not in dataset or "Columns" not in dataset:
             return uid, its_number, [], instance
         if dataset.get("SamplesPerPixel", 1) != 1:
-            raise InputError(f"{file} holds colours; export the images as grey values.")
+            raise InputError(f"{file} holds RGB images; export them as greyscale.")
         refuse_unreadable(file, dataset)
         several = int(number(dataset, "NumberOfFrames") or 1) > 1
         frames = enhanced_frames(file, dataset) if several else [classic_frame(file, dataset)]
@@ -113,7 +113,7 @@ def _one_slice(path: Path, frames: list[Frame], options: ReadOptions) -> tuple[l
         return frames, []
     first = np.array(frames[0].orientation)
     if any(np.abs(np.array(frame.orientation) - first).max() > 0.01 for frame in frames):
-        raise InputError(f"{path} has slices of different orientations; put one of them in a folder of its own.")
+        raise InputError(f"{path} has slices of different orientations; move those of one into a separate folder.")
     normal = np.cross(first[:3], first[3:])
     places = np.array([round(float(normal @ np.array(frame.position)), 1) for frame in frames])
     levels = np.unique(places)

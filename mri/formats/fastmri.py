@@ -48,7 +48,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
             array, axes = values(path, dataset, (slice(None), chosen)), "(time, slice, coil, ky, kx)"
             axes += f", slice {chosen} of {shape[1]}" if shape[1] > 1 else ""
         elif ndim in (3, 4) and options.time == "slice":
-            array, axes = values(path, dataset), "the first axis, slices in this format, is time as asked"
+            array, axes = values(path, dataset), "the first axis, slices in this format, is time as requested"
         elif options.time is None:
             raise InputError(
                 f"{path}, variable 'kspace' of shape {shape}: the first axis is slices in {NAME}, not time; add --time "
@@ -58,7 +58,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
             raise InputError(f"{path}, variable 'kspace' of shape {shape} has no {options.time}; use --time slice.")
         text = _header_text(file)
     if pairs:
-        array, axes = np.ascontiguousarray(array[..., 0] + 1j * array[..., 1]), f"{axes}, real and imaginary part last"
+        array, axes = np.ascontiguousarray(array[..., 0] + 1j * array[..., 1]), f"{axes}, real and imaginary parts last"
     header = mrd_header.parse(path, text) if text else Header()
     array = array if array.ndim == 4 else array[:, None]
     layout = [f"stored as {array.dtype} {shape}: {axes}"]

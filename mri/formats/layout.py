@@ -119,9 +119,11 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
     """The coil axis of four axes: the mask does not vary along it, nor along the longer readout."""
     if not kspace:
         ends = {array.shape[-1], array.shape[0]}
-        mend = "join real and imaginary part to complex numbers" if 2 in ends else "add --frames_axis if one is slices"
+        mend = "add --frames_axis if one is slices"
+        if 2 in ends:
+            mend = "combine the real and imaginary parts into complex numbers"
         if ends & {3, 4} and array.dtype == np.uint8:
-            mend = "take one channel if it is a colour film"
+            mend = "keep one channel if it is a colour movie"
         raise InputError(
             f"{where} holds images of 4 axes {array.shape}; {mend}, or add --kind kspace if it is k-space with coils."
         )
@@ -193,7 +195,7 @@ def _frames_axis(where: str, array: np.ndarray, kept: list[int], axis: int | Non
         lengths = [array.shape[i] for i in kept]
         singles = [i for i in kept if lengths.count(array.shape[i]) == 1]
         if not singles:
-            raise InputError(f"{where} has equal axes {array.shape}, so time is ambiguous; set --frames_axis.")
+            raise InputError(f"{where} has axes of equal length {array.shape}: time is ambiguous; set --frames_axis.")
         return min(singles, key=lambda i: array.shape[i]), True
     if not -array.ndim <= axis < array.ndim or axis % array.ndim not in kept:
         raise InputError(

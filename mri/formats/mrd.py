@@ -98,8 +98,8 @@ def read(path: Path, options: ReadOptions) -> Stored:
     phase_oversampling = readouts.height / round(readouts.height / min(header.phase_oversampling, readouts.height))
     if phase_oversampling > MOST_PHASE_OVERSAMPLING:
         details.append(
-            f"warning: the header has a field of view along the phase encoding {phase_oversampling:.3g} times that of "
-            "the images, which is implausible and ignored; the images are not cropped. Correct the header."
+            f"warning: the encoded field of view in the header is {phase_oversampling:.3g} times that of the images "
+            "along phase encoding; this is implausible and ignored, and the images are not cropped. Correct the header."
         )
         phase_oversampling = 1.0
     if phase_oversampling > 1:
@@ -144,7 +144,9 @@ def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.nd
             usual = lengths[counts.argmax()]
             odd = keep & (heads[field] != usual)
             if odd.any() and (words == "coils" or odd.sum() < 0.1 * keep.sum()):
-                said.append(f"{int(odd.sum())} readouts with other than {usual} {words} are left out")
+                said.append(
+                    f"{int(odd.sum())} readouts not of the usual {usual} {words} are left out (navigators, pilots?)"
+                )
                 keep &= ~odd
     if not keep.any():
         raise InputError(f"{path} has no imaging readouts, only noise or calibration; give the imaging scan.")
@@ -154,7 +156,7 @@ def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.nd
     if (_has(heads, REVERSED) & keep).any():
         raise InputError(f"{path} has reversed readouts (EPI), which need a phase correction; correct them first.")
     if len(np.unique(heads["idx"]["kspace_encode_step_2"][keep])) > 1:
-        raise InputError(f"{path} is a 3-D scan; transform along its second phase encoding and save one slice.")
+        raise InputError(f"{path} is a 3-D scan; inverse Fourier transform it along kz and save one slice.")
     return acquisitions[keep], acquisitions[noise], said
 
 

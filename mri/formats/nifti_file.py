@@ -82,7 +82,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     except Exception:  # nibabel and zlib have an exception for each way in which a file can be broken
         raise damaged from None
     if array.dtype.names or array.dtype.kind not in "biufc":
-        raise InputError(f"{path} holds colours; save it as numbers.")
+        raise InputError(f"{path} holds RGB images; save them as greyscale.")
     array = array.transpose(2, 1, 0)[:, None]  # (x, y, time)
     milliseconds = MILLISECONDS.get(units & 56)
     step = float(zooms[3]) * milliseconds if len(zooms) > 3 and milliseconds else 0.0
@@ -119,7 +119,7 @@ def _selection(path: Path, shape: tuple[int, ...], options: ReadOptions) -> tupl
     if options.time == "slice":
         if frames > 1:
             raise InputError(f"{path} has shape {shape}, whose fourth axis is time; leave out --time slice.")
-        return [everything, everything, everything, *rest], [f"{stored}: (x, y, time), as asked"]
+        return [everything, everything, everything, *rest], [f"{stored}: (x, y, time), as requested"]
     if frames < 2:
         mend = "add --time slice if its third axis is time" if shape[2] > 1 else "give a dynamic scan"
         raise InputError(f"{path} has shape {shape}, where the fourth axis, time, holds 1 frame; {mend}.")

@@ -149,7 +149,7 @@ def _frames(path: Path, readouts: Readouts, options: ReadOptions) -> tuple[str, 
     if others and others[0] == "contrast":
         raise InputError(f"{path} has {listed}; add --time contrast, or save one echo in a file of its own.")
     values = readouts.counters[time].astype(np.int64)
-    said = [f"time: {time} ({'as asked' if options.time else 'detected; override with --time'})"]
+    said = [f"time: {time} ({'as requested' if options.time else 'detected; override with --time'})"]
     if time == "repetition" and lengths["phase"] > 1:
         values = values * (int(readouts.counters["phase"].max()) + 1) + readouts.counters["phase"]
         said.append("every phase of every repetition is a frame")
@@ -182,5 +182,7 @@ def _centred(readouts: Readouts) -> tuple[Readouts, list[str]]:
                 readouts.height, readouts.width,
             )  # fmt: skip
             end = "first" if start else "last"
-            return moved, [f"the k-space peak shows that the {end} part of the readout is missing, unlike the header"]
+            return moved, [
+                f"partial echo: by the k-space peak, the {end} part of the readout is missing, unlike in the header"
+            ]
     return readouts, []

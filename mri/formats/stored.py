@@ -168,7 +168,7 @@ def finished(finding: Finding, kind: str | None, dc: str = "center", guess: str 
     elif dc == "corner":
         raise InputError(f"{where} holds images; leave out --dc corner, or add --kind kspace.")
     elif data.shape[1] > 1:
-        raise InputError(f"{where} holds images of several coils; give their k-space, or --kind kspace if it is that.")
+        raise InputError(f"{where} holds images of several coils; give k-space, or add --kind kspace if this is it.")
     full_kind: Kind = "kspace" if kind == "kspace" else "complex" if data.imag.any() else "magnitude"
     in_words = "k-space" if kind == "kspace" else f"a {full_kind} image"
     frames, coils, height, width = data.shape
@@ -190,7 +190,7 @@ def as_complex64(where: str, array: np.ndarray, kind: str | None) -> torch.Tenso
     dtype = array.dtype
     if kind == "kspace" and not np.iscomplexobj(array):
         raise InputError(
-            f"{where} is real-valued ({dtype}), but k-space is complex; export its real and imaginary part (if these "
+            f"{where} is real-valued ({dtype}), but k-space is complex; export its real and imaginary parts (if these "
             "are images: --kind image)."
         )
     if dtype.kind not in "iufc":

@@ -94,7 +94,7 @@ def from_blocks(path: Path, blocks: list, options: ReadOptions) -> Stored:
     if any(block.is_flag_set("REFLECT") for block in imaging):
         raise InputError(f"{path} has reversed readouts (EPI), which need a phase correction first.")
     if len({block.cPar for block in imaging}) > 1:
-        raise InputError(f"{path} is a 3-D scan; transform along its partitions and save one slice.")
+        raise InputError(f"{path} is a 3-D scan; inverse Fourier transform it along kz and save one slice.")
     samples = [np.asarray(block.data, np.complex64) for block in imaging]
     length = np.array([one.shape[1] for one in samples])
     centre = np.array([int(block.mdh.CenterCol) for block in imaging])

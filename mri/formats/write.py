@@ -56,4 +56,4 @@ def save_array(
                         file[key] = array
     except OSError as error:
         reason = error.strerror or error
-        raise InputError(f"{path} cannot be written ({reason}); give another place.") from None
+        raise InputError(f"{path} cannot be written ({reason}); choose another path.") from None

@@ -35,7 +35,7 @@ def test_noise_that_cannot_whiten():
         coils.whitening_matrix(noise)
     silent = correlated_noise()[0]
     silent[1] = 0
-    with pytest.raises(InputError, match="coil 1 .* has the least noise of its own"):
+    with pytest.raises(InputError, match="coil 1 .* has the lowest noise"):
         coils.whitening_matrix(silent)
     matrix, level = coils.whitening_matrix(torch.zeros(3, 100, dtype=torch.complex64))
     assert level == 0 and torch.equal(matrix, torch.eye(3, dtype=torch.complex64))

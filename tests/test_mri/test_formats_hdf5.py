@@ -142,7 +142,7 @@ def test_fastmri_slices_are_no_time(tmp_path, kspace):
     fastmri(path, kspace, "<ismrmrdHeader/>")
     refusal(path, "the first axis is slices", "--time slice")
     stored = load_scan(path, time="slice")
-    assert torch.equal(stored.data, kspace) and "as asked" in str(stored)
+    assert torch.equal(stored.data, kspace) and "as requested" in str(stored)
     fastmri(path, kspace[:, 0])  # one coil
     refusal(path, "--time slice")
     assert torch.equal(load_scan(path, time="slice").data, kspace[:, :1])

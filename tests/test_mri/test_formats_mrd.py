@@ -133,7 +133,7 @@ def test_phase_oversampling_is_cropped_from_the_finished_images(tmp_path, oversa
     with Writer(tmp_path / "wrong.h5", fov=19.2) as file:  # in cm
         file.scan(oversampled, mask)
     wrong, _ = scan_from_file(Intake(), tmp_path / "wrong.h5")
-    assert wrong.matrix == (SIZE, SIZE) and "warning: the header has a field of view" in str(wrong)
+    assert wrong.matrix == (SIZE, SIZE) and "warning: the encoded field of view" in str(wrong)
     half, _ = scan_from_file(Intake(DataSettings(size=32)), path)
     assert half.matrix == (32, 32) and half.kspace.shape[2] == 51
 
@@ -232,7 +232,7 @@ def test_readouts_that_are_no_image_are_dropped_and_said(tmp_path, oversampled, 
         file.add(np.ones((COILS, 200)))  # a pilot tone without a flag
     stored = load_scan(path)
     assert torch.equal(stored.data, torch.where(mask[:, None, :, None], oversampled, 0))
-    for words in ("navigator", "phase correction", "real-time feedback", "1 readouts with other than 128 samples"):
+    for words in ("navigator", "phase correction", "real-time feedback", "1 readouts not of the usual 128 samples"):
         assert words in str(stored)
 
 

@@ -96,7 +96,7 @@ def test_a_file_without_numbers(tmp_path):
         (lambda x: x[..., :1], ("1 frame",)),
         (lambda x: 0 * x, ("zero everywhere",)),
         (lambda x: np.stack([x, x]), ("4 axes", "--kind kspace")),
-        (lambda x: x[:6, :6], ("equal axes (6, 6, 6)", "--frames_axis")),
+        (lambda x: x[:6, :6], ("axes of equal length (6, 6, 6)", "--frames_axis")),
     ],
 )
 def test_values_that_are_no_scan(tmp_path, image, change, words):
@@ -125,7 +125,7 @@ def test_real_and_imaginary_parts_along_an_axis(tmp_path, image, axis):
     for options in ({}, {"key": "kspace"}):
         scan = load_scan(tmp_path / "scan.npy", **options)
         assert scan.kind == "kspace" and torch.equal(scan.data, kspace)
-        assert f"real and imaginary part joined along axis {axis}" in str(scan)
+        assert f"real and imaginary parts joined along axis {axis}" in str(scan)
 
 
 @pytest.mark.parametrize("ends", [("_real", "_imag"), ("_re", "_im")])

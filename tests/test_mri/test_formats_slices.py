@@ -42,7 +42,7 @@ def test_real_and_imaginary_parts_of_coils_and_slices(tmp_path, slices):
     for axis in (0, -1):
         np.save(path, np.stack([slices[0].real, slices[0].imag], axis=axis))
         stored = formats.load_scan(path)
-        assert torch.equal(stored.data, slices[0]) and "real and imaginary part joined" in str(stored)
+        assert torch.equal(stored.data, slices[0]) and "real and imaginary parts joined" in str(stored)
         assert "6 frames of 4 coils" in str(stored)
     np.save(path, np.stack([slices.real, slices.imag], axis=-1))
     assert torch.equal(formats.load_scan(path, slice=2).data, slices[2])

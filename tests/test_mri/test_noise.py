@@ -95,7 +95,7 @@ def test_a_level_that_the_scan_does_not_contain_is_said():
             more = [{"noise_std": 0.01 * factor}, {"noise_samples": factor * simulated.noise}]
             for one in more:
                 notes = prepare(Scan.from_arrays(scan.kspace, scan.mask, **one)).notes
-                assert any("more noise than the scan contains" in note for note in notes) == (factor > 1)
+                assert any("exceeds the upper bound" in note for note in notes) == (factor > 1)
 
 
 def test_chi_of_pure_noise_is_one():

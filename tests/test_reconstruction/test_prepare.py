@@ -135,7 +135,7 @@ def test_settings_that_do_not_fit():
     scan, found = scan_of()
     with pytest.raises(InputError, match="9 virtual coils are more than the 4 coils"):
         prepare(scan, PrepareSettings(virtual_coils=9))
-    with pytest.raises(InputError, match="neither walsh, espirit nor an existing file"):
+    with pytest.raises(InputError, match="choose walsh, espirit or an existing file"):
         prepare(scan, PrepareSettings(maps="best"))
     with pytest.raises(InputError, match="the noise samples are of 3 coils and the scan has 4"):
         prepare(Scan.from_arrays(scan.kspace, scan.mask, noise_samples=found.noise[:3]))

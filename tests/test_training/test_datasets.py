@@ -13,7 +13,7 @@ from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.phantom import make_phantom
 from mri.weighting import KspaceWeight
 from reconstruction.prepare import prepare
-from reconstruction.settings import OUSettings, PrepareSettings
+from reconstruction.settings import PrepareSettings
 from training import settings as parts
 from training.pseudo_references import pseudo_reference_file
 from utils.errors import InputError
@@ -24,7 +24,7 @@ def settings(**data):
     intake = Intake(DataSettings(**data), embedded_size=64)
     return parts.RunSettings(
         0, intake, PrepareSettings(), parts.PseudoReferenceSettings(), parts.ModelSettings(),
-        parts.TrainingSettings(), parts.OptimSettings(), OUSettings(),
+        parts.TrainingSettings(), parts.OptimSettings(),
     )  # fmt: skip
 
 

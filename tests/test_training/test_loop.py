@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mri.intake_settings import Intake
-from reconstruction.settings import OUSettings, PrepareSettings
+from reconstruction.settings import PrepareSettings
 from tests.commands import ROOT, TINY, assert_one_sentence, begun, command
 from training import settings as parts
 from training.loop import Draws, Share, Training, seed_of
@@ -153,7 +153,7 @@ def training(tmp_path, processes=ALONE, **settings):
         0, Intake(), PrepareSettings(), parts.PseudoReferenceSettings(),
         parts.ModelSettings(image_size=96, nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), ema_rate=0.995),
         parts.TrainingSettings(**{"batch_size": 4, "n_iters": 6, **settings}),
-        parts.OptimSettings(lr=1.5e-3, warmup=100), OUSettings(),
+        parts.OptimSettings(lr=1.5e-3, warmup=100),
     )  # fmt: skip
     frames = torch.randn(6, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
     return Training(run, tmp_path, DenoisingScoreMatching(run, frames.numpy(), "global"), processes)
