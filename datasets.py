@@ -106,7 +106,7 @@ class CleanScenes:
         """One scene."""
         number, own = torch.randint(2**31, (2,), generator=generator).tolist()  # the scene draws from its own number
         draw = Draw(own)
-        image, periodic = self._clean(draw, number)
+        image, periodic = self.clean(draw, number)
         image = image * torch.polar(torch.tensor(draw.log_uniform(*GAINS)), torch.tensor(draw.uniform(0, 2 * torch.pi)))
         sigma = draw.log_uniform(*self.sigmas)
         noise = torch.view_as_complex(draw.normal(*image.shape, 2))
@@ -121,8 +121,8 @@ class CleanScenes:
             torch.full((count,), periodic),
         )  # fmt: skip
 
-    def _clean(self, draw: Draw, number: int) -> tuple[Tensor, bool]:
-        """A part of a scene, flipped and turned at random: `(frames, height, width)`."""
+    def clean(self, draw: Draw, number: int) -> tuple[Tensor, bool]:
+        """A part of a scene, flipped and turned at random: `(frames, height, width)`, and whether it is periodic."""
         if self.images:
             image, periodic = draw.choice(self.images)
         else:

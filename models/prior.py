@@ -100,9 +100,7 @@ class Prior:
         """
         if self.context is None:
             raise ValueError("a prior without context denoises weighted k-space, see `score`")
-        state = State(image, nothing_measured(image), periodic)
-        (change,) = tweedie_changes(self._run, [state], self.context, [sigma])
-        return change
+        return change_of(self._run, self.context, image, sigma, periodic)
 
     def score(self, x: Tensor, sigma: float) -> Tensor:
         """∇ log p_σ of frames of weighted k-space, real `(frames, 2, ky, kx)`: a prior without context."""
@@ -133,6 +131,12 @@ class Prior:
             lambda: [run(*part) for part in parts], attempt, len(parts[0][0]), lambda count: f"give {field}={count}"
         )
         return torch.cat(scores)
+
+
+def change_of(score: Score, context: Context, image: Tensor, sigma: float, periodic: bool) -> Tensor:
+    """D(x; σ) − x of a whole scan `(frames, height, width)` by the network `score`; nothing is said to be measured."""
+    (change,) = tweedie_changes(score, [State(image, nothing_measured(image), periodic)], context, [sigma])
+    return change
 
 
 def nothing_measured(image: Tensor) -> ForwardModel:
@@ -191,7 +195,7 @@ def load_prior(
     run = None
     if compile or precision != "fp32":
         run = in_precision(compiled(network, device) if compile else network, precision, device)
-    of_scenes = metadata.get("objective") == "scenes"
+    of_scenes = metadata.get("objective") in ("scenes", "cascade")
     return Prior(network, weight, str(path), batch_size, context, shares, metadata.get("prior"), run, of_scenes)
 
 

@@ -110,7 +110,7 @@ class OptimizationUnit:
         rest = (ou.motion_patches, schedule, problem.periodic, self.seed)
         known = with_shared_centre(problem, start) if self.share_centre else problem
         with contextlib.ExitStack() as stack:
-            bar = self.bar or stack.enter_context(_bar(schedule.steps))
+            bar = stack.enter_context(_bar(schedule.steps)) if self.bar is None else self.bar
             state: Tensor | Iterate = start
             half = schedule.steps // 2
             for one, first, last in ((known, 0, half), (problem, half, schedule.steps)):

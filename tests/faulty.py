@@ -173,7 +173,7 @@ def faulty(folder: Path) -> Iterator[Case]:
     yield Case("mean_of_kspace_removed", _saved(folder / "mean", np.where(mask, kspace - kspace.mean(0), 0)), "warned",
                "averages to almost zero", flags=k)  # fmt: skip
     turns = np.exp(2j * np.pi * np.random.default_rng(3).random(FRAMES))[:, None, None]
-    yield Case("phase_at_random", _saved(folder / "phases", measured * turns), "warned", "averages to almost zero", flags=k)
+    yield Case("phase_at_random", _saved(folder / "phases", measured * turns), "warned", "to almost zero", flags=k)
     limit = 0.1 * np.abs(measured).max()
     clipped = measured.real.clip(-limit, limit) + 1j * measured.imag.clip(-limit, limit)
     yield Case("clipped_kspace", _saved(folder / "clipped_k", clipped), "warned", "k-space was clipped", flags=k)

@@ -1,4 +1,5 @@
-"""What a prior is trained for: `dsm` (the paper's: merged frames), `scenes` (clean moving images).
+"""What a prior is trained for: `dsm` (the paper's: merged frames), `scenes` (clean moving images); see also
+`training.cascade` (through the sampler).
 
 An objective draws its batches, gives the loss of a network on one, and says what a checkpoint must record so that
 a reconstruction can use the network.
@@ -164,12 +165,17 @@ def pad_to(image: Tensor, size: int) -> Tensor:
 def make_objective(settings: RunSettings, workdir: Path, name: str, processes: Processes = ALONE) -> Objective:
     """The objective of `training.objective` for GM or LM (`name`), its data prepared in `workdir/data`.
 
-    That of `dsm` is a memory-mapped file, made once by the first process; `scenes` draws while it trains.
+    That of `dsm` is a memory-mapped file, made once by the first process; the others draw while they train.
     """
     if settings.training.objective == "dsm":
         path = processes.first_before_others(lambda: pseudo_reference_file(settings, workdir / "data", name))
         return DenoisingScoreMatching(settings, open_frames(path), name)
-    return SceneDenoising(settings, own_images(settings, name) if settings.intake.data.path else [], name)
+    images = own_images(settings, name) if settings.intake.data.path else []
+    if settings.training.objective == "cascade":
+        from training.cascade import ThroughTheCascade  # which knows `Objective`
+
+        return ThroughTheCascade(settings, images, name)
+    return SceneDenoising(settings, images, name)
 
 
 def loader_workers(training: TrainingSettings, device: torch.device) -> int:

@@ -11,7 +11,7 @@ from reconstruction.settings import PRECISIONS, PrepareSettings
 from utils.errors import InputError
 from utils.settings import Settings, setting
 
-OBJECTIVES = ("dsm", "scenes")
+OBJECTIVES = ("dsm", "scenes", "cascade")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class TrainingSettings(Settings):
     part: ClassVar[str] = "training"
 
     objective: str = setting(
-        "dsm", "dsm: the paper's, on merged frames; scenes: on moving scenes, synthetic or from data.path",
+        "dsm", "dsm: the paper's, on merged frames; scenes: on moving scenes, synthetic or from data.path; cascade: "
+        "on scans simulated from these, through the sampler",
         choices=OBJECTIVES,
     )  # fmt: skip
     batch_size: int = setting(4, "frames per step, of all processes and accumulated parts together", least=1)
@@ -80,8 +81,8 @@ class TrainingSettings(Settings):
     snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
     compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
     init: str = setting("", "model.safetensors to start from, for GM and LM; empty: random weights")
-    scene_frames: int = setting(16, "scenes: maximum frames of one scan in a batch", least=1)
-    columns: int = setting(48, "scenes: side of the training crop, pixels; 0: model.image_size", least=0)
+    scene_frames: int = setting(16, "scenes, cascade: maximum frames of one scan in a batch", least=1)
+    columns: int = setting(48, "scenes, cascade: side of the training crop, pixels; 0: model.image_size", least=0)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,10 @@ def shrink_tracks(image: Tensor, tracks: Tracks, threshold: float, shift: tuple[
     -------
     the mean of the patches over every pixel, `(frames, height, width)`; a pixel of no patch stays as it is.
     """
+    if image.requires_grad:  # training through the steps: backwards, as if nothing had been shrunk
+        with torch.no_grad():
+            removed = image - shrink_tracks(image.detach(), tracks, threshold, shift)
+        return image - removed
     frames, height, width = image.shape
     rolled = torch.roll(image, (-shift[0], -shift[1]), dims=(1, 2))
     if _is_fused(image):
@@ -300,7 +304,7 @@ def motion_low_rank(
             t = 1.0
         patch = patches[step % len(patches)]
         if patch not in tracks:
-            tracks[patch] = track(image, patch, periodic)
+            tracks[patch] = track(image.detach(), patch, periodic)
         threshold = schedule.noise(step) * (patch + math.sqrt(tracks[patch].corners.shape[1]))
         down, right = torch.randint(stride_of(patch), (2,), generator=generator).tolist()
         previous = image
