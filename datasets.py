@@ -43,8 +43,8 @@ class PseudoReferenceFrames:
 def augment(kspace: Tensor, max_gain: float, max_shift: int, generator: torch.Generator) -> Tensor:
     """Per frame: global phase, gain, circular image shift, flips, transposition. Shape `(batch, height, width)`.
 
-    All are exact in k-space of even size: a shift is a linear phase, an image flip is a k-space flip about
-    DC. Frames that are not square are not transposed.
+    All are exact in k-space: a shift is a linear phase, an image flip is a k-space flip about DC. Frames
+    that are not square are not transposed.
     """
     batch, height, width = kspace.shape
     uniform = torch.rand(batch, 2, generator=generator)
@@ -58,7 +58,8 @@ def augment(kspace: Tensor, max_gain: float, max_shift: int, generator: torch.Ge
         kspace = kspace * (ramp[:, :, None] if axis == 0 else ramp[:, None, :])
     coins = torch.rand(batch, 3, generator=generator) < 0.5
     for column, axis in ((0, 1), (1, 2)):
-        flipped = torch.roll(kspace.flip(axis), 1, axis)  # index i → n − i: DC stays at n/2
+        # index i → n − i of an even size, n − 1 − i of an odd one: DC stays at n//2
+        flipped = torch.roll(kspace.flip(axis), 1 - kspace.shape[axis] % 2, axis)
         kspace = torch.where(coins[:, column, None, None], flipped, kspace)
     if height == width:
         kspace = torch.where(coins[:, 2, None, None], kspace.transpose(1, 2), kspace)
@@ -112,8 +113,9 @@ class CleanScenes:
         noise = torch.view_as_complex(draw.normal(*image.shape, 2))
         if draw.coin(0.5):
             share = draw.log_uniform(0.15, 0.9)
-            lines = torch.rand(len(image), image.shape[1], 1, generator=draw.generator) < share
-            lines = lines if draw.coin(0.5) else lines.mT
+            height, width = image.shape[1:]
+            lines = torch.rand(len(image), max(height, width), 1, generator=draw.generator) < share
+            lines = lines[:, :height] if draw.coin(0.5) else lines[:, :width].mT
             noise = ifft2c(torch.where(lines, fft2c(noise), 0)) / share**0.5
         count = len(image)
         return NoisyScenes(

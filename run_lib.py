@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -23,7 +24,7 @@ import torch
 from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
 from mri.formats.detect import result_names
-from mri.formats.export import add_series, patient_header, write_series
+from mri.formats.export import add_series, patient_header, series_record, write_series
 from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
@@ -177,7 +178,7 @@ def reconstruct_scan(
     -------
     the folder, the table's rows (empty without a reference), and the notes of the reconstruction.
     """
-    header = patient_header(Path(scan.source.path)) if job.keep_patient else None
+    header = patient_header(scan.source) if job.keep_patient else None
     problem = prepare(scan, job.prepare, device())
     print("\n".join(problem.notes))
     if about := expectation(problem, with_operator(job.ou, job.sampling.sampler)):
@@ -217,11 +218,12 @@ def reconstruct_scan(
         "chi": result.chi if np.isfinite(result.chi) else None,
         "notes": notes,
         "log": result.log,
+        "series": series_record(job.write, job.matrix, job.keep_patient),
     }
     out = out if isinstance(out, Path) else out()
     with atomic_folder(out) as folder:
         write_reconstruction(folder, result.image)
-        place = (scan.geometry, scan.name, header, job.matrix)
+        place = (scan.geometry, scan.source.sha256, header, job.matrix)
         said = write_series(folder, job.write, result.image.numpy(), *place)
         print(*said, sep="\n", end="\n" if said else "")
         notes += said
@@ -313,6 +315,10 @@ def reconstruct_folder(
             except InputError as error:
                 failures[name] = str(error)
                 print(f"skipped: {error}", file=sys.stderr)
+            except Exception as error:  # a fault of the program: the other scans are worth their results
+                traceback.print_exc()
+                failures[name] = f"{name}: unexpected {type(error).__name__}: {error}; please report it."
+                print(f"skipped: {failures[name]}", file=sys.stderr)
     own_failures = len(failures)
     failures = _wait_for_others(out, names, failures)
     if rank == 0:

@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from models.prior import Prior, load_shipped
 from mri.fourier import fft2c, ifft2c
-from mri.holdout import hold_out_sets
 from mri.noise import chi
 from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
-from reconstruction.calibration import calibrate
-from reconstruction.in_turn import cascade_in_turn
+from reconstruction.calibration import Schedule, calibrate
+from reconstruction.in_turn import Followed, cascade_in_turn
 from reconstruction.notes import misfit_notes, ou_note, priors_note, report_notes
 from reconstruction.optimization_unit import (
     OptimizationUnit,
@@ -252,8 +251,11 @@ def reconstruct_problem(
             notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
-            if after_motion and all(prior.of_scenes for prior in priors):
-                found = cascade_in_turn(problem, priors, result, seed, bar)
+            if all(prior.of_scenes for prior in priors):
+                if after_motion:
+                    found = cascade_in_turn(problem, priors, result, seed, bar)
+                else:
+                    found = Followed(x, Schedule(step_sizes=(0.0,) * len(priors)), result.without_held_out)
                 x, schedule, without, passes = found.image, found.schedule, found.without, found.passes
                 log.steps += found.log
             else:
@@ -266,7 +268,7 @@ def reconstruct_problem(
         if without is not None and without is not result.start_without:
             deviation = likely_error(x, without, problem.view_sharing())
         extra = {"calibration": asdict(schedule)}
-        notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem)]
+        notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
         notes += report_notes(problem, result, without)
     level = chi(A, x, y, problem.noise_std)
     notes += misfit_notes(problem, x, level)
@@ -292,7 +294,7 @@ def _start(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: i
     if sampling.sampler == "cascade" and ou.after != "never":
         return run_optimization_unit(problem, ou, seed)
     if sampling.sampler == "cascade":
-        held_out = hold_out_sets(problem.model.mask, seed)
+        held_out = problem.held_out(seed)
         start = problem.restricted(held_out.kept).view_sharing()
         return OUResult(problem.view_sharing(), ou, held_out, start, start, is_start=True)
     if sampling.start == "pseudo_reference":

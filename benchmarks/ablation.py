@@ -71,9 +71,9 @@ def arrangements(config: ml_collections.ConfigDict, models: Priors, samplers: li
 
 
 def of_the_cascade(models: Priors, ou: str, device: torch.device | str) -> Priors:
-    """Priors with context; `before`: followed once each from the OU's result, as priors of what it leaves are."""
+    """Priors with context; not interleaved: followed once each from the start, as priors of what it leaves are."""
     first, second = context_kind(models)
-    if ou == "before":
+    if ou != "in turn":
         loaded = (load_shipped(name, "cascade", device) if one is None else one
                   for name, one in zip(MODELS, (first, second), strict=True))  # fmt: skip
         first, second = (replace(one, of_scenes=False) for one in loaded)

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from configs.ve import scenes as scenes_config
 from models.prior import Prior, load_prior, shipped
-from mri.holdout import hold_out_sets
 from reconstruction.prepare import Problem
 from reconstruction.settings import MODELS
 from run_lib import Job
@@ -30,7 +29,7 @@ def own_priors(problem: Problem, seed: int, steps: int, continued: bool) -> tupl
 
     Samples that decide about them, or report on the result, in a reconstruction with this seed are not learned from.
     """
-    problem = problem.restricted(hold_out_sets(problem.model.mask, seed).kept)
+    problem = problem.restricted(problem.held_out(seed).kept)
     device = problem.measured.device
     config = scenes_config.get_config()
     sigma_max = config.model.sigma_max

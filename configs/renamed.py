@@ -20,7 +20,7 @@ _COMPLETION = (
     "priors trained on the error after the optimization unit gained less than priors of moving scenes; set "
     "training.objective=scenes (old checkpoints can still be loaded)"
 )
-_CONTEXT = "GM always sees the temporal mean; both models see the merged frame, own and near samples"
+_CONTEXT = "GM always sees the temporal mean and neighbours, LM the nearest neighbours"
 _NETWORK = "NCSN++ is built as published; other checkpoints are still read"
 _CONSTANT = "now fixed at its former default"
 _ADAPT = (

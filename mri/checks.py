@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from mri.masks import lines_along_rows
+from mri.masks import is_lines, lines_along_rows
 from mri.scan import Scan
 from utils.errors import InputError
 
@@ -58,7 +58,8 @@ def scan_remarks(scan: Scan) -> list[str]:
                 f"warning: the energy does not peak along {words}, as it does in k-space; was the inverse Fourier "
                 "transform along this axis already applied (hybrid space)?"
             )
-    found += _identical_frames(scan.kspace) + _bright_frames(power, mask) + _impossible_values(scan, row, column)
+    found += _unfilled_lines(scan) + _identical_frames(scan.kspace) + _bright_frames(power, mask)
+    found += _impossible_values(scan, row, column)
     return found
 
 
@@ -180,22 +181,37 @@ def edge_remarks(mean: Tensor) -> list[str]:
 
 
 def measured_block(sampled: Tensor) -> tuple[slice, slice] | None:
-    """The centred block of k-space outside which nothing was measured in any frame, where zeros pad it on all sides.
+    """The centred block of k-space outside which nothing was measured in any frame, where zeros pad it.
 
-    `sampled` is boolean `(frames, ky, kx)`. None where it is all of k-space, or all along one axis: lines that are
-    sampled in no frame are a matter of the sampling.
+    `sampled` is boolean `(frames, ky, kx)`. None where it is all of k-space. Lines that are sampled in no frame are a
+    matter of the sampling, unless the readout is padded, too; whole lines that are padded along the readout alone are
+    cropped along it.
     """
     found = []
+    readout = 2 if lines_along_rows(sampled) is sampled else 1
     for axis, other in ((1, 2), (2, 1)):
         length = sampled.shape[axis]
         places = sampled.any(dim=0).any(dim=other - 1).nonzero().flatten() - length // 2
         reach = max(-int(places.min()), int(places.max()) + 1)
         cut = length // 2 - reach
-        if cut < PADDING:
-            return None
-        found.append(slice(cut, length // 2 + reach))
+        found.append(slice(cut, length // 2 + reach) if cut >= PADDING else slice(0, length))
     rows, columns = found
+    whole = [one == slice(0, length) for one, length in zip(found, sampled.shape[1:], strict=True)]
+    if whole[readout - 1]:
+        return None
+    if any(whole) and not is_lines(lines_along_rows(sampled[:, rows, columns])):
+        return None
     return rows, columns
+
+
+def _unfilled_lines(scan: Scan) -> list[str]:
+    """Lines that the mask calls sampled and that are zero in every coil, while others of the frame are not."""
+    zero = scan.mask.any(dim=-1) & ~scan.kspace.abs().amax(dim=(1, 3)).bool()
+    count = int(zero[(~zero & scan.mask.any(dim=-1)).any(dim=1)].sum())
+    if not count:
+        return []
+    return [f"warning: {count} lines that the mask marks as sampled are zero in all coils; if they were not measured, "
+            "the mask must leave them out"]  # fmt: skip
 
 
 def _identical_frames(data: Tensor) -> list[str]:

@@ -67,7 +67,8 @@ def _interpolated(kspace: Tensor) -> float:
 
 def _predicted(products: Tensor, held: Tensor, offsets: list[int]) -> Tensor:
     """Which lines a combination of those at `offsets` from them predicts, by the scalar products of all lines."""
-    line = torch.arange(max(0, -offsets[0]), len(held) - max(0, offsets[-1]), device=held.device)
+    first, end = max(0, -offsets[0]), len(held) - max(0, offsets[-1])
+    line = torch.arange(first, max(first, end), device=held.device)
     index = line[:, None] + torch.tensor(offsets, device=held.device)
     usable = held[line] & held[index].all(dim=1)
     line, index = line[usable], index[usable]

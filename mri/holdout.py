@@ -13,7 +13,8 @@ Tensor = torch.Tensor
 
 SHARE = 0.05  # of the samples in each of the three sets
 FEWEST = 4  # lines (or 32 points) of a set; with fewer, nothing is held out
-LEAST_ERROR = 0.05  # share of the squared error at held-out samples that is no noise, at least
+LEAST_ERROR = 0.1  # share of the squared error at held-out samples that is no noise, from which noise is subtracted
+MOST_OF_COPIES = 0.6  # share of a frame's samples that may be left out because of its copies, or nothing is held out
 CLEAR = 2.0  # standard errors by which the better of two images is better
 
 
@@ -39,14 +40,34 @@ class HeldOut:
     kept: Tensor
 
 
-def hold_out_sets(mask: Tensor, seed: int = 0) -> HeldOut:
+def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
+    """Which frames are copies of which, as a cine whose heartbeat is repeated has them: boolean `(frames, frames)`.
+
+    Frames of k-space `(frames, coils, ky, kx)` are copies where all samples that both have are equal bit for bit.
+    """
+    frames = len(mask)
+    found = torch.eye(frames, dtype=torch.bool, device=mask.device)
+    for one in range(frames):
+        for other in range(one + 1, frames):
+            both = (mask[one] & mask[other]).flatten().nonzero().flatten()
+            for some in (both[: len(both) // 2 + 1 : 16], both):  # most pairs differ at the first look
+                pair = [measured[frame].flatten(1)[:, some] for frame in (one, other)]
+                same = len(both) > 0 and torch.equal(pair[0], pair[1]) and bool(pair[0].any())
+                if not same:
+                    break
+            found[one, other] = found[other, one] = same
+    return found
+
+
+def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> HeldOut:
     """Draw the sets: whole sampled lines over all ky, or single samples where the mask is no lines.
 
-    Every frame keeps at least three quarters of its lines. With too few lines for three sets, or where nothing is
-    missing, all are empty.
+    Every frame keeps at least three quarters of its lines, and more are left out of `kept` where frames are `copies`
+    (see `copies_of`): what is held out of one must not be learned from another. With too few lines for three sets, or
+    where nothing is missing, all are empty.
     """
     if (rows_first := lines_along_rows(mask)) is not mask:
-        turned = hold_out_sets(rows_first, seed)
+        turned = hold_out_sets(rows_first, seed, copies)
         return HeldOut(turned.settings.mT, turned.admission.mT, turned.report.mT, turned.kept.mT)
     generator = torch.Generator().manual_seed(seed)
     lines = is_lines(mask)
@@ -65,7 +86,12 @@ def hold_out_sets(mask: Tensor, seed: int = 0) -> HeldOut:
     sizes = [int((one.any(dim=-1) if lines else one).sum()) for one in sets]
     if mask.all() or min(sizes) < (FEWEST if lines else 8 * FEWEST):
         sets = [torch.zeros_like(mask)] * 3
-    return HeldOut(sets[0], sets[1], sets[2], mask & ~(sets[0] | sets[1] | sets[2]))
+    held = sets[0] | sets[1] | sets[2]
+    if copies is not None:
+        held = mask & ((copies.float() @ held.flatten(1).float()) > 0).reshape(mask.shape)
+        if (held.flatten(1).sum(dim=1) > MOST_OF_COPIES * mask.flatten(1).sum(dim=1)).any():
+            held, sets = torch.zeros_like(mask), [torch.zeros_like(mask)] * 3
+    return HeldOut(sets[0], sets[1], sets[2], mask & ~held)
 
 
 @dataclass(frozen=True)
@@ -75,7 +101,8 @@ class Improvement:
     Attributes
     ----------
     share
-        of the squared error that it removes, the noise of the samples subtracted; negative where it is worse.
+        of the squared error that it removes, the noise of the samples subtracted unless it makes up nearly all of the
+        error; negative where it is worse.
     is_clear
         whether it is better by CLEAR standard errors of the mean over lines.
     """
@@ -118,8 +145,9 @@ def improvement(
     noise = (noise_std**2 * errors[0].shape[1] * (weight.square() * held).sum()).item()
     difference = squares[0] - squares[1]
     standard_error = difference.std() / math.sqrt(len(difference)) if len(difference) > 1 else difference.abs().sum()
-    # σ may be an upper bound: some of the error is always error
-    before = max(squares[0].sum().item() - noise, LEAST_ERROR * squares[0].sum().item(), 1e-30)
+    total = squares[0].sum().item()
+    # of what little would be left, an error of σ could make any share
+    before = max(total - noise if total - noise > LEAST_ERROR * total else total, 1e-30)
     return Improvement(min(difference.sum().item() / before, 1.0), bool(difference.mean() > CLEAR * standard_error))
 
 

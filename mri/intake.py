@@ -114,7 +114,7 @@ def _with_own_mask(intake: Intake, stored: Stored) -> tuple[Intake, list[str]]:
     try:
         mask, _ = mask_to_apply(own, (frames, height, width))
     except InputError:
-        return intake, [f"{unused}has not the shape or values of a mask{mend}"]
+        return intake, [f"{unused}has not the shape or values of a mask of this scan"]
     if stored.kind == "kspace" and filled_lines(stored.data):
         return own, []
     sampled = sampled_locations(stored.data) if stored.kind == "kspace" else torch.ones_like(mask)
@@ -274,7 +274,9 @@ def _reference(stored: Stored) -> Reference:
 
 
 def _source(stored: Stored, found: str) -> Source:
-    return Source(scan_name(stored.path), found, str(stored.path), stored.format, stored.sha256)
+    return Source(
+        scan_name(stored.path), found, str(stored.path), stored.format, stored.sha256, stored.header_file
+    )
 
 
 def _undersampled(

@@ -252,4 +252,4 @@ def _edges(frames: np.ndarray) -> np.ndarray:
 
 
 def _normalised_error(value: np.ndarray, reference: np.ndarray) -> float:
-    return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
+    return float(np.linalg.norm(value - reference) / max(np.linalg.norm(reference), np.finfo(float).tiny))

@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from mri.geometry import Geometry
@@ -24,6 +26,7 @@ class Source:
     path: str = ""
     format: str = ""
     sha256: str = ""  # of the file; empty for the embedded scan
+    header_file: str = ""  # DICOM: one of the images that were read
 
 
 @dataclass(frozen=True)
@@ -121,15 +124,16 @@ class Scan:
         more
             other attributes of a `Scan`.
 
-        Arrays are torch tensors or what `torch.as_tensor` takes, such as NumPy arrays.
+        Arrays are torch tensors of any device, or what `torch.as_tensor` takes, such as NumPy arrays; the scan is on
+        the CPU.
 
         Raises
         ------
         InputError
             when they are no scan: other shapes or types, a value that is not finite, a frame without a sample.
         """
-        kspace, mask = torch.as_tensor(kspace), torch.as_tensor(mask)
-        more = {k: torch.as_tensor(more[k]) if k in ARRAYS and more[k] is not None else more[k] for k in more}
+        kspace, mask = as_tensor(kspace), as_tensor(mask)
+        more = {k: as_tensor(more[k]) if k in ARRAYS and more[k] is not None else more[k] for k in more}
         if kspace.ndim not in (3, 4) or not kspace.is_complex() or len(kspace) < 2:
             raise InputError(
                 "k-space is complex (frames, height, width) or (frames, coils, height, width) of 2 frames or more, not "
@@ -146,6 +150,13 @@ class Scan:
             where = f" of coil {bad[0]} (counting from 0)" if kspace.shape[1] > 1 else ""
             raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
         noise_std = more.get("noise_std")
+        if noise_std is not None:
+            try:
+                more["noise_std"] = noise_std = float(noise_std)
+            except (TypeError, ValueError):
+                raise InputError(f"noise_std is {noise_std!r}; give a number.") from None
+        if more.get("noise_samples") is not None and not more["noise_samples"].is_complex():
+            raise InputError("the noise samples are real-valued, but noise is complex; give complex (coils, samples).")
         if noise_std is not None and not (math.isfinite(noise_std) and noise_std >= 0):
             raise InputError(f"noise_std is {noise_std}; give the standard deviation of a k-space sample, 0 or more.")
         return cls(kspace, mask, **more)
@@ -187,3 +198,10 @@ class Reference:
     kspace: Tensor | None = None
     noisy: bool = False
     found: str = ""
+
+
+def as_tensor(array: Any) -> Tensor:
+    """A tensor on the CPU without gradients, of a tensor or any NumPy array."""
+    if isinstance(array, np.ndarray):  # PyTorch knows neither foreign byte orders nor negative strides
+        array = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="), copy=False))
+    return torch.as_tensor(array).detach().cpu()

@@ -14,6 +14,7 @@ from reconstruction.settings import OUSettings
 Tensor = torch.Tensor
 
 OTHERWISE = 0.5  # of the error of a reference as stored: one that fits so much better was stored otherwise
+HUGE, MANY = 100, 10  # χ², and estimated over given σ, from which that is too small
 ALL_BUT = 0.99  # an error is not told to be lower by more: noise is subtracted from it
 
 
@@ -76,8 +77,11 @@ def _counted(problem: Problem) -> str:
     return "" if problem.noise_known else " (noise not subtracted, because σ is only an upper bound)"
 
 
-def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem) -> str:
+def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, result: OUResult) -> str:
     roles = {"global": "GM", "local": "LM"}
+    start = "view sharing" if result.is_start else "the optimization unit"
+    if not schedule.held_out and result.held_out is not None and result.held_out.admission.any():
+        return "priors: not used, because they are interleaved with low rank along the motion, which is not used here"
     if not schedule.held_out:
         return "priors: not used, because too few lines are sampled to hold any out, or no samples are missing"
     if not any(schedule.step_sizes):
@@ -88,14 +92,20 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem) ->
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
     removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2
-    return f"priors: {each}; held-out squared error {_compared(removed, problem)} with the optimization unit alone"
+    return f"priors: {each}; held-out squared error {_compared(removed, problem)} with {start} alone"
 
 
 def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
     """What the residual says of the forward model."""
+    notes = []
+    if problem.noise_known and HUGE < level < math.inf and problem.noise_std < problem.noise_bound / MANY:
+        notes.append(
+            f"warning: σ is far too small: the residual has {level:.0f} times its power. Check that the noise samples "
+            "(or --noise_std) and k-space have the same units and bandwidth"
+        )
     if problem.model.coils == 1 or not math.isfinite(level):
-        return []
-    notes = [f"residual: χ² = {level:.2f} (about 1 or less if coil maps and noise level are right)"]
+        return notes
+    notes += [f"residual: χ² = {level:.2f} (about 1 or less if coil maps and noise level are right)"]
     if misfit(problem.model, image, problem.measured, problem.noise_std):
         share = problem.model.residual(image, problem.measured)
         notes.append(

@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from tqdm import tqdm
 
-from mri.holdout import HeldOut, hold_out_sets, improvement
+from mri.holdout import HeldOut, improvement
 from mri.lowrank.along_motion import APART, TRACKINGS, Iterate, Schedule, motion_low_rank, shrink_tracks, track
 from mri.lowrank.hankel import HankelLowRank
 from mri.lowrank.locally import LocallyLowRank, fista_locally_low_rank
@@ -280,7 +280,7 @@ def run_optimization_unit(
     unit.check(problem.frames, *problem.model.mask.shape[1:])
     if unit.operator == "hankel":
         return OUResult(unit.solve(problem), settings)
-    held_out = hold_out_sets(problem.model.mask, seed)
+    held_out = problem.held_out(seed)
     if not held_out.settings.any():
         return OUResult(unit.solve(problem), settings)
     reduced = problem.restricted(held_out.kept)

@@ -9,6 +9,7 @@ import torch
 from mri import coils
 from mri.checks import edge_remarks, without_spikes
 from mri.fourier import ifft2c
+from mri.holdout import HeldOut, copies_of, hold_out_sets
 from mri.masks import lines_along_rows
 from mri.noise import estimate_noise_std, std_of
 from mri.operators import ForwardModel
@@ -76,6 +77,10 @@ class Problem:
     def held_out_noise(self) -> float:
         """σ that is subtracted from errors at held-out samples: none where it is but an upper bound."""
         return self.noise_std if self.noise_known else 0.0
+
+    def held_out(self, seed: int) -> HeldOut:
+        """The sets of samples to hold out, see `mri.holdout.hold_out_sets`; copies of frames are held out together."""
+        return hold_out_sets(self.model.mask, seed, copies_of(self.measured, self.model.mask))
 
     def restricted(self, kept: Tensor) -> "Problem":
         """The problem of the samples in `kept`, boolean `(frames, ky, kx)`."""
@@ -190,7 +195,8 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         noise_std, known = estimate, False
     if noise_std:
         sampled = scan.noise_samples is not None and scan.noise_std is None
-        origin = "from noise samples" if sampled else "as given" if known else "estimated from the scan, an upper bound"
+        origin = "as given" if known else "estimated from the scan, an upper bound"
+        origin = "from noise samples" if sampled and known else origin
         notes.append(
             f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}"
         )
@@ -271,12 +277,16 @@ def _white_coils(
             notes.append(f"coils pre-whitened with {scan.noise_samples.shape[1]} noise samples per coil")
         else:
             measured = std_of(scan.noise_samples)
+        if scan.averages is not None:  # which the samples are the mean of
+            measured *= (1 / scan.averages[scan.mask].clamp(min=1)).mean().sqrt().item()
         noise_std = measured if given is None else given
     kspace, maps = scan.kspace, scan.coil_maps
     if scan.coils == 1:
         return scan, matrix, noise_std, noise_std is not None, notes
     kspace = coils.apply_matrix(matrix, kspace, axis=1)
-    level = noise_std if noise_std is not None else estimate_noise_std(kspace, scan.mask)
+    level = estimate_noise_std(kspace, scan.mask)
+    if noise_std is not None and not noise_std > NOISE_EXCESS * level > 0:  # else it is refused below
+        level = noise_std
     if scan.noise_samples is None:
         notes += _noisy_coils(kspace, scan.mask)
     if settings.virtual_coils > scan.coils:
@@ -346,7 +356,9 @@ def _maps(kspace: Tensor, mask: Tensor, given: Tensor | None, method: str) -> tu
                 f"{tuple(images.shape)}; give maps of the same coils and matrix."
             )
         return _given_maps(given, images, "" if method in ("auto", "walsh", "espirit") else f"{method}: ")
-    complete = bool(measured.all())
+    rows, columns = (measured.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+    # a partial echo or partial Fourier lowers the resolution of the maps alone, gaps alias them
+    complete = bool(measured[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all())
     region = coils.calibration_region(measured)
     if method == "auto":
         method = "walsh" if complete or region < coils.SMALLEST_CENTRE else "espirit"

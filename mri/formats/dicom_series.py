@@ -46,7 +46,7 @@ def read(path: Path, options: ReadOptions) -> Stored:
     layout = (f"{len(frames)} images, {order}", *more, *said)
     geometry, real_time = _geometry(frames)
     finding = Finding(path, "", NAME, array, str(path), layout, sha256(path))
-    return finished(finding, "image", geometry=geometry, real_time=real_time)
+    return finished(finding, "image", geometry=geometry, real_time=real_time, header_file=str(frames[0].file))
 
 
 def _frames(path: Path, key: str | None) -> tuple[list[Frame], list[str]]:

@@ -4,6 +4,7 @@ Magnitudes are written to NIfTI and DICOM, complex values to `.cfl`. Libraries a
 """
 
 import hashlib
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,15 @@ import torch
 
 from mri.fourier import fft2c, ifft2c
 from mri.geometry import Geometry
+from mri.scan import Source
 from utils.errors import InputError
+from utils.files import atomic_path
 
 FORMATS = ("nifti", "dicom", "cfl")
 DICOM_FOLDER, NIFTI_NAME, CFL_NAME = "dicom", "reconstruction.nii.gz", "reconstruction"
 MR_IMAGE_STORAGE = "1.2.840.10008.5.1.4.1.1.4"
 LARGEST = 65535  # stored value of a DICOM image
+DERIVED = 1000  # added to the number of the source's series
 WINDOW_TOP = 99.5  # percentile of the series that the window shows as white
 TIME_DIMENSION, DIMENSIONS = 10, 16  # of BART
 # what identifies the patient and the study: copied from a DICOM source when asked, else empty or new
@@ -64,7 +68,7 @@ def on_matrix(
 
 
 def write_series(
-    folder: Path, formats: tuple[str, ...], image: np.ndarray, geometry: Geometry, name: str, header: Any = None,
+    folder: Path, formats: tuple[str, ...], image: np.ndarray, geometry: Geometry, source: str, header: Any = None,
     matrix: tuple[int, int] | None = None,
 ) -> list[str]:
     """Write a reconstruction into `folder` in each of `formats`.
@@ -73,8 +77,8 @@ def write_series(
     ----------
     image
         complex64 `(frames, height, width)`, as the scan's rows and columns lie.
-    name
-        series description.
+    source
+        checksum of the scan's file: what the study of a new DICOM series follows from.
     header
         dataset of a DICOM source (`patient_header`) whose patient and study the DICOM series is to belong to.
     matrix
@@ -96,7 +100,7 @@ def write_series(
     if "nifti" in formats:
         write_nifti(folder / NIFTI_NAME, image, geometry)
     if "dicom" in formats:
-        write_dicom(folder / DICOM_FOLDER, image, geometry, name, header)
+        write_dicom(folder / DICOM_FOLDER, image, geometry, source, header)
     if "cfl" in formats:
         write_cfl(folder / CFL_NAME, image)
     return said
@@ -108,20 +112,39 @@ def add_series(
 ) -> str:
     """Write those of `formats` that a folder of results lacks, of the scan that `read` gives; in words, what was added.
 
-    Each appears when it is complete.
+    One of another matrix, or with another choice about the patient's data, is written anew. Each appears when it is
+    complete.
     """
     places = {"nifti": NIFTI_NAME, "dicom": DICOM_FOLDER, "cfl": f"{CFL_NAME}.cfl"}
-    missing = tuple(one for one in formats if not (folder / places[one]).exists())
+    record = json.loads((folder / "config.json").read_text())
+    known, wanted = record.get("series", {}), series_record(formats, matrix, keep_patient)
+    missing = tuple(
+        one for one in formats if not (folder / places[one]).exists() or known.get(one, wanted[one]) != wanted[one]
+    )
     if not missing:
         return ""
     scan, _ = read()
-    header = patient_header(Path(scan.source.path)) if keep_patient else None
+    header = patient_header(scan.source) if keep_patient else None
     image = np.load(folder / "reconstruction.npy")
     with tempfile.TemporaryDirectory(dir=folder, prefix=".series-") as place:
-        said = write_series(Path(place), missing, image, scan.geometry, scan.name, header, matrix)
-        for path in Path(place).iterdir():
+        new, old = Path(place) / "new", Path(place) / "old"
+        new.mkdir()
+        old.mkdir()
+        said = write_series(new, missing, image, scan.geometry, scan.source.sha256, header, matrix)
+        for path in new.iterdir():
+            if (folder / path.name).exists():
+                (folder / path.name).rename(old / path.name)
             path.rename(folder / path.name)
+    record["series"] = known | {one: wanted[one] for one in missing}
+    with atomic_path(folder / "config.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=2) + "\n")
     return "".join(f", {one} added" for one in missing) + "".join(f"; {words}" for words in said)
+
+
+def series_record(formats: tuple[str, ...], matrix: tuple[int, int] | None, keep_patient: bool) -> dict[str, Any]:
+    """How each of `formats` was written, as JSON types."""
+    how = {"matrix": None if matrix is None else list(matrix)}
+    return {one: how | ({"keep_patient": keep_patient} if one == "dicom" else {}) for one in formats}
 
 
 def frame_times(geometry: Geometry, frames: int) -> np.ndarray | None:
@@ -160,8 +183,8 @@ def write_cfl(base: Path, image: np.ndarray) -> None:
     image.astype(np.complex64).tofile(base.with_suffix(".cfl"))  # row-major (t, y, x) is column-major (x, y, t)
 
 
-def patient_header(path: Path | None) -> Any:
-    """The header of a DICOM source, for its patient and study.
+def patient_header(source: Source) -> Any:
+    """The header of the DICOM images that a scan was read from, for their patient and study.
 
     Raises
     ------
@@ -171,27 +194,29 @@ def patient_header(path: Path | None) -> Any:
     import pydicom
     from pydicom.errors import InvalidDicomError
 
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path and path.is_dir() else [path]
-    for file in files:
-        try:
-            if file is not None:
-                return pydicom.dcmread(file, stop_before_pixels=True)
-        except (InvalidDicomError, OSError):
-            continue
-    raise InputError(f"--keep_patient: {path} is not a DICOM series and has no patient data; omit the flag.")
+    try:
+        if source.header_file:
+            return pydicom.dcmread(source.header_file, stop_before_pixels=True)
+    except (InvalidDicomError, OSError):
+        pass
+    named = source.path or source.name
+    raise InputError(f"--keep_patient: {named} is not a DICOM series and has no patient data; omit the flag.")
 
 
-def write_dicom(folder: Path, image: np.ndarray, geometry: Geometry, name: str, header: Any = None) -> None:
+def write_dicom(folder: Path, image: np.ndarray, geometry: Geometry, source: str, header: Any = None) -> None:
     """A derived series of classic MR images, one file per frame: `frame_000.dcm`, …
 
-    Values are stored with one rescale slope and shown with one window for all frames. UIDs are new, and follow from
-    the images, so that the same images give the same series.
+    Values are stored with one rescale slope and shown with one window for all frames. UIDs are new: those of the study
+    follow from the file (`source`, its checksum), the others from images and geometry, so that the same scan gives the
+    same series, and its slices belong to one study. Nothing in it comes from the names of files, which may be a
+    patient's.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
     size = np.abs(image).astype(np.float64)
-    seed = hashlib.sha256(np.ascontiguousarray(image).tobytes() + name.encode()).hexdigest()
+    seed = hashlib.sha256(np.ascontiguousarray(image).tobytes() + repr(geometry).encode()).hexdigest()
+    study = source or seed
     slope = float(f"{max(size.max(), 1e-30) / LARGEST:.8e}")
     top = float(np.percentile(size, WINDOW_TOP)) or slope
     voxel = geometry.voxel_mm or (1.0, 1.0, 1.0)
@@ -204,13 +229,16 @@ def write_dicom(folder: Path, image: np.ndarray, geometry: Geometry, name: str, 
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         data.file_meta = meta
         data.SOPClassUID, data.SOPInstanceUID = MR_IMAGE_STORAGE, uid
+        data.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names in any script
         for keyword in (*PATIENT, *STUDY):
             setattr(data, keyword, header.get(keyword, "") if header is not None else "")
-        data.StudyInstanceUID = data.StudyInstanceUID or generate_uid(entropy_srcs=[seed, "study"])
-        data.FrameOfReferenceUID = data.FrameOfReferenceUID or generate_uid(entropy_srcs=[seed, "frame of reference"])
+        data.StudyInstanceUID = data.StudyInstanceUID or generate_uid(entropy_srcs=[study, "study"])
+        data.FrameOfReferenceUID = data.FrameOfReferenceUID or generate_uid(entropy_srcs=[study, "frame of reference"])
         data.SeriesInstanceUID = generate_uid(entropy_srcs=[seed, "series"])
-        data.Modality, data.Manufacturer, data.SeriesNumber = "MR", "GLDM", 1
-        data.SeriesDescription = name[:64]
+        data.Modality, data.Manufacturer = "MR", "GLDM"
+        number_there = header.get("SeriesNumber") if header is not None else None
+        data.SeriesNumber = DERIVED + int(number_there or 0)
+        data.SeriesDescription = "GLDM reconstruction"
         data.PositionReferenceIndicator, data.Laterality = "", ""
         data.ImageType = ["DERIVED", "PRIMARY", "OTHER"]
         data.DerivationDescription = "Zero-shot dynamic reconstruction (GLDM) of under-sampled k-space"

@@ -10,7 +10,6 @@ from utils.errors import InputError
 
 MOST_COILS = 128
 FLAT, EVEN = 3.0, 0.05  # log energy spreads so much more along ky and kx than along time; spread of no peak
-STRANGERS = 0.2  # of neighbours along an axis: coils differ more, frames less
 CERTAIN = 3.0  # times as peaked as the Fourier transform
 CLEAR = 0.5  # of the difference between neighbouring coils: neighbouring frames differ by less than this share of it
 

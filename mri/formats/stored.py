@@ -87,6 +87,8 @@ class Stored:
         factor by which the field of view along the height exceeds the prescribed one.
     real_time
         whether the frames follow each other in time and are not the phases of one heartbeat.
+    header_file
+        of DICOM images: the file of the first that was read.
     """
 
     data: torch.Tensor
@@ -106,6 +108,7 @@ class Stored:
     phase_oversampling: float = 1.0
     geometry: Geometry = field(default_factory=Geometry)
     real_time: bool = False
+    header_file: str = ""
 
     def __str__(self) -> str:
         return "\n".join((self.found, *self.details))

@@ -215,3 +215,38 @@ def test_frames_that_repeat_are_not_called_clipped(image):
     mask = make_mask("uniform", (24, *image.shape[1:]), 4, 8)
     scan = Scan.from_arrays(fft2c(image[:1].expand(24, -1, -1).to(torch.complex64)), mask, noise_std=0.0)
     assert not any("clipped" in text for text in scan_remarks(scan))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (13, 15), (16, 40), (40, 16), (23, 23)])
+def test_small_kspace_is_looked_at_without_harm(shape):
+    generator = torch.Generator().manual_seed(0)
+    kspace = torch.randn(6, 1, *shape, dtype=torch.complex64, generator=generator)
+    assert filled_lines(kspace) == ""
+
+
+def test_readouts_padded_with_zeros_are_cropped_along_them(image):
+    mask = make_mask("uniform", SHAPE, 4, 8)
+    kspace = torch.where(mask, fft2c(image), 0)
+    padded = torch.nn.functional.pad(kspace, (16, 16))
+    assert measured_block(padded != 0) == (slice(0, 64), slice(16, 80))
+    assert measured_block((padded != 0).mT) == (slice(16, 80), slice(0, 64))
+
+
+def test_lines_that_the_mask_calls_sampled_and_are_zero(image):
+    mask = make_mask("uniform", SHAPE, 4, 8)
+    kspace = torch.where(mask, fft2c(image), 0)
+    said = Scan.from_arrays(kspace, torch.ones_like(mask)).check()
+    assert any("lines that the mask marks as sampled are zero" in text for text in said)
+    assert not any("marks as sampled" in text for text in Scan.from_arrays(kspace, mask).check())
+
+
+def test_arrays_of_any_memory_layout(image):
+    mask = make_mask("uniform", SHAPE, 4, 8)
+    kspace = torch.where(mask, fft2c(image), 0)
+    expected = Scan.from_arrays(kspace, mask).kspace
+    for array in (kspace.numpy().astype(">c8"), kspace.numpy()[::-1].copy()[::-1], kspace.clone().requires_grad_()):
+        assert torch.equal(Scan.from_arrays(array, mask.numpy(), noise_std=torch.tensor(0.1)).kspace, expected)
+    with pytest.raises(InputError, match="give a number"):
+        Scan.from_arrays(kspace, mask, noise_std="low")
+    with pytest.raises(InputError, match="real-valued, but noise is complex"):
+        Scan.from_arrays(kspace, mask, noise_samples=np.ones((1, 100)))

@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from mri.formats import load_scan, sha256
+from mri.formats.export import patient_header
 from mri.formats.stored import SeveralSlices
 from mri.intake import is_several_scans, scan_files, scan_from_file
 from mri.intake_settings import Intake
 from mri.phantom import make_phantom
+from mri.scan import Source
 from reconstruction.prepare import prepare
 from tests.refusals import refusal
 from utils.errors import InputError
@@ -189,6 +191,14 @@ def test_several_series(tmp_path, values):
     refusal(folder, "7 (6 images)", "8 (4 images)", "--key")
     refusal(folder, "no series 5", key="5")
     assert torch.equal(load_scan(folder, key="8").data.real[:, 0], rescaled(values[:4]))
+
+
+def test_the_patient_of_the_series_that_was_chosen(tmp_path, values):
+    folder = classic(tmp_path / "series", values, PatientName="First^One")
+    classic(folder, values[:4], first=50, SeriesInstanceUID=SERIES + ".9", SeriesNumber=8, PatientName="Second^One")
+    for key, name in (("7", "First^One"), ("8", "Second^One")):
+        stored = load_scan(folder, key)
+        assert patient_header(Source("scan", header_file=stored.header_file)).PatientName == name
 
 
 def test_phase_images_are_left_out(tmp_path, values):

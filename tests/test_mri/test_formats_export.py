@@ -1,14 +1,28 @@
 """Series for viewers: what is written is read back where it lay, when it was, with the values it had."""
 
+import json
 import shutil
 import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
 
+import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from mri.formats import load_scan
-from mri.formats.export import FORMATS, on_matrix, parse_matrix, patient_header, write_series
+from mri.formats.export import (
+    FORMATS,
+    add_series,
+    on_matrix,
+    parse_matrix,
+    patient_header,
+    series_record,
+    write_series,
+)
 from mri.geometry import Geometry
+from mri.scan import Source
 from utils.errors import InputError
 
 # not square, not axial, not symmetric
@@ -57,8 +71,6 @@ def test_what_is_assumed_is_said(image, tmp_path):
 
 
 def test_dicom_holds_no_patient_unless_asked_and_one_window(image, tmp_path):
-    import pydicom
-
     (tmp_path / "new").mkdir()
     write_series(tmp_path / "new", ("dicom",), image, GEOMETRY, "a scan")
     files = [pydicom.dcmread(file) for file in sorted((tmp_path / "new" / "dicom").iterdir())]
@@ -70,14 +82,57 @@ def test_dicom_holds_no_patient_unless_asked_and_one_window(image, tmp_path):
         data.PatientName, data.StudyID = "Phantom^Test", "7"
         data.save_as(file)
     (tmp_path / "kept").mkdir()
-    header = patient_header(tmp_path / "new" / "dicom")
+    header = patient_header(Source("new", header_file=str(tmp_path / "new" / "dicom" / "frame_001.dcm")))
     write_series(tmp_path / "kept", ("dicom",), 2 * image, GEOMETRY, "a scan", header)
     kept = pydicom.dcmread(tmp_path / "kept" / "dicom" / "frame_000.dcm")
     assert str(kept.PatientName) == "Phantom^Test" and kept.StudyInstanceUID == files[0].StudyInstanceUID
-    assert kept.SeriesInstanceUID != files[0].SeriesInstanceUID
+    assert kept.SeriesInstanceUID != files[0].SeriesInstanceUID and kept.SeriesNumber != files[0].SeriesNumber
     (tmp_path / "text.npy").write_bytes(b"no dicom")
-    with pytest.raises(InputError, match="keep_patient"):
-        patient_header(tmp_path / "text.npy")
+    for source in (Source("text", path="text.npy"), Source("text", header_file=str(tmp_path / "text.npy"))):
+        with pytest.raises(InputError, match="keep_patient: text"):
+            patient_header(source)
+
+
+def test_names_in_any_script_are_kept(image, tmp_path):
+    header = pydicom.Dataset()
+    header.PatientName, header.SeriesNumber = "Прокофьев^Сергей", 7
+    write_series(tmp_path, ("dicom",), image, GEOMETRY, "a scan", header)
+    kept = pydicom.dcmread(tmp_path / "dicom" / "frame_000.dcm")
+    assert kept.PatientName == "Прокофьев^Сергей" and kept.SeriesNumber == 1007
+
+
+def test_slices_of_one_file_belong_to_one_study(image, tmp_path):
+    slices = []
+    for number, position in enumerate(((0.0, 0.0, 0.0), (0.0, 0.0, 8.0))):
+        (tmp_path / str(number)).mkdir()
+        geometry = replace(GEOMETRY, position_mm=position)
+        write_series(tmp_path / str(number), ("dicom",), image, geometry, "checksum")
+        slices.append(pydicom.dcmread(tmp_path / str(number) / "dicom" / "frame_000.dcm"))
+    first, second = slices
+    assert first.StudyInstanceUID == second.StudyInstanceUID
+    assert first.FrameOfReferenceUID == second.FrameOfReferenceUID
+    assert first.SeriesInstanceUID != second.SeriesInstanceUID and first.SOPInstanceUID != second.SOPInstanceUID
+
+
+def test_series_asked_for_otherwise_are_written_anew(image, tmp_path):
+    np.save(tmp_path / "reconstruction.npy", image)
+    record = {"seed": 0, "series": series_record(("nifti",), None, False)}
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    write_series(tmp_path, ("nifti",), image, GEOMETRY, "a scan")
+    scan = SimpleNamespace(geometry=GEOMETRY, source=Source("scan"))
+    before = (tmp_path / "reconstruction.nii.gz").read_bytes()
+
+    def added(*formats, matrix=None):
+        return add_series(tmp_path, formats, lambda: (scan, None), matrix=matrix)
+
+    assert added("nifti") == "" and (tmp_path / "reconstruction.nii.gz").read_bytes() == before
+    assert "nifti added, dicom added" in added("nifti", "dicom", matrix=(64, 64))
+    assert nibabel.load(tmp_path / "reconstruction.nii.gz").shape[:2] == (64, 64)
+    assert added("nifti", "dicom", matrix=(64, 64)) == ""
+    assert "dicom added" in added("dicom")  # as measured again
+    assert pydicom.dcmread(tmp_path / "dicom" / "frame_000.dcm").Rows == image.shape[1]
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 0
+    assert not list(tmp_path.glob(".series*"))
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy of Debian's dicom3tools")

@@ -221,6 +221,25 @@ def test_averages(tmp_path, oversampled, mask):
     assert scan_from_file(Intake(), path)[0].averages.shape == (FRAMES, SIZE, 128)
 
 
+def test_the_noise_of_averages_is_lower(tmp_path, oversampled, mask):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return 0.3 * torch.view_as_complex(torch.randn(*shape, 2, generator=generator)).numpy()
+
+    with Writer(tmp_path / "scan.h5") as writer:
+        for _ in range(20):
+            writer.add(noise(COILS, 128), (ismrmrd.ACQ_IS_NOISE_MEASUREMENT,))
+        for average in range(4):
+            for frame, line in mask.nonzero().tolist():
+                kspace = oversampled[frame, :, line].numpy() + noise(COILS, 128)
+                writer.add(kspace, phase=frame, kspace_encode_step_1=line, average=average)
+    scan, _ = scan_from_file(Intake(), tmp_path / "scan.h5")
+    problem = prepare(scan)
+    single = scan.noise_samples.abs().square().mean().sqrt().item()
+    assert problem.noise_std * problem.scale == pytest.approx(0.5 * single, rel=0.02)
+
+
 def test_readouts_that_are_no_image_are_dropped_and_said(tmp_path, oversampled, mask):
     path = tmp_path / "scan.h5"
     wrong = 1e3 * np.ones((COILS, 128))

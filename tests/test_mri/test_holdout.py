@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mri.fourier import fft2c
-from mri.holdout import SHARE, hold_out_sets, improvement, missing_error
+from mri.holdout import SHARE, copies_of, hold_out_sets, improvement, missing_error
 from mri.masks import acs_rows, make_mask
 from mri.operators import ForwardModel
 
@@ -16,6 +16,23 @@ def test_columns_are_lines_too():
     mask = make_mask("uniform", (16, 96, 64), 4, 8)
     sets, turned = hold_out_sets(mask), hold_out_sets(mask.mT)
     assert torch.equal(turned.report, sets.report.mT) and torch.equal(turned.kept, sets.kept.mT)
+
+
+def test_copies_of_a_frame_are_held_out_together():
+    mask = make_mask("uniform", (16, 96, 8), 4, 8)
+    generator = torch.Generator().manual_seed(0)
+    measured = torch.randn(8, 2, 96, 8, dtype=torch.complex64, generator=generator).repeat(2, 1, 1, 1)
+    measured = torch.where(mask[:, None], measured, 0)
+    copies = copies_of(measured, mask)
+    assert torch.equal(copies, torch.eye(8).repeat(2, 2) > 0)
+    sets = hold_out_sets(mask, 0, copies)
+    for held in (sets.settings, sets.admission, sets.report):
+        other = torch.roll(held, 8, 0)
+        assert held.any() and not (sets.kept & (held | other)).any()
+    assert (sets.kept.flatten(1).sum(1) > 0.4 * mask.flatten(1).sum(1)).all()
+    assert not hold_out_sets(mask, 0, torch.ones(16, 16) > 0).report.any()  # all frames alike: nothing to predict
+    measured[3] *= 1.001
+    assert not copies_of(measured, mask)[3, 11]
 
 
 def test_acs_rows():

@@ -47,6 +47,14 @@ def test_own_images_are_cut_and_turned_but_not_changed():
     assert 0.2 < gain < 1.3
 
 
+@pytest.mark.parametrize("shape", [(48, 60), (96, 50), (64, 40)])
+def test_own_images_need_not_be_square(shape):
+    image = make_phantom(6, 96, 3)[:, : shape[0], : shape[1]].to(torch.complex64)
+    for seed in range(12):
+        one = draw(seed, images=[(image, True)], crop=64)
+        assert one.noisy.shape == one.clean.shape and set(one.clean.shape[1:]) == {min(n, 64) for n in shape}
+
+
 def test_loss_of_no_knowledge_is_one_and_of_the_truth_nothing():
     one = draw(3)
     model = ForwardModel.of_one_coil(torch.zeros(one.noisy.shape, dtype=torch.bool))

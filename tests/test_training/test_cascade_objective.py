@@ -1,0 +1,121 @@
+"""Objective `cascade`: simulated scans, and a network trained through the sampler."""
+
+import pytest
+import torch
+from tqdm import tqdm
+
+from configs.ve import cascade as cascade_config
+from models.completion import tweedie_changes
+from models.prior import load_prior, nothing_measured
+from reconstruction.optimization_unit import OptimizationUnit
+from reconstruction.settings import OUSettings
+from run_lib import Job
+from tests.commands import ROOT, TINY, command
+from training import settings as parts
+from training.cascade import ThroughTheCascade
+from training.loop import new_network
+from utils.errors import InputError
+
+KINDS = (parts.PseudoReferenceSettings, parts.ModelSettings, parts.TrainingSettings, parts.OptimSettings)
+
+
+def run_settings(**training):
+    config = cascade_config.get_config()
+    config.model.update({"nf": 8, "ch_mult": (1, 2), "image_size": 32})
+    config.training.update({"batch_size": 6, "scene_frames": 6, "columns": 32, **training})
+    job = Job.from_config(config)
+    return parts.RunSettings(0, job.intake, job.prepare, *(kind.from_mapping(config[kind.part]) for kind in KINDS))
+
+
+def a_draw(objective, seed):
+    return objective.draw(torch.Generator().manual_seed(seed))
+
+
+def test_scans_are_seeded_and_agree_with_their_images():
+    objective = ThroughTheCascade(run_settings(), [], "global")
+    noises = set()
+    for seed in range(8):
+        scan, again = a_draw(objective, seed), a_draw(objective, seed)
+        assert all(torch.equal(one, other) for one, other in zip(scan, again, strict=True))
+        assert scan.clean.shape == (6, 32, 32) and scan.mask.shape == (6, 32, 32) and 0.5 < scan.clean.abs().max() < 2
+        problem = scan.problem()
+        residual = problem.model.forward(scan.clean) - scan.measured
+        noise = (residual.abs().square().sum() / scan.mask.sum()).sqrt().item()
+        assert noise < 1e-5 or (noise <= 1.5 * problem.noise_bound and noise <= 1.1 * problem.noise_std)
+        noises.add(noise > 1e-5)
+    assert noises == {True, False}
+
+
+@pytest.mark.parametrize("name", ["global", "local"])
+def test_without_a_network_it_goes_on_as_the_unit_does_and_a_new_one_changes_nothing(name):
+    objective = ThroughTheCascade(run_settings(), [], name)
+    scan = a_draw(objective, 1)._replace(entry=torch.full((6,), 0.999))
+    state, first = objective.state(scan)
+    image = objective.go_on(None, scan, state, first)
+    problem = scan.problem()
+    if name == "local":  # it enters at the last step
+        unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
+        assert torch.allclose(image, unit.solve(problem), atol=1e-5)
+    network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
+    loss = objective.loss(network, scan)
+    assert loss.item() == pytest.approx(1, abs=1e-3) and objective.size(scan) == 1
+    loss.backward()
+    assert network.conv_in.weight.grad is None or network.conv_in.weight.grad.isfinite().all()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+
+
+def test_it_learns_to_lower_the_error_of_a_scan():
+    objective = ThroughTheCascade(run_settings(), [], "global")
+    scan = a_draw(objective, 2)
+    network = new_network(run_settings(), objective.context)
+    optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 3e-3)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = objective.loss(network, scan)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert min(losses) < 0.97 * losses[0]
+
+
+def test_the_gradient_passes_the_steps_between():
+    """The first pass of the network has a gradient through the OU's steps and the later passes."""
+    objective = ThroughTheCascade(run_settings(), [], "global")
+    scan = a_draw(objective, 3)._replace(entry=torch.zeros(6))
+    state, first = objective.state(scan)
+    gains = []
+
+    def score(x, levels, neighbours):
+        gains.append(torch.ones((), requires_grad=True))
+        return -gains[-1] * x[:, :2]
+
+    image = objective.go_on(score, scan, state, first)
+    image.abs().square().sum().backward()
+    assert len(gains) == 4 and all(gain.grad.abs() > 0 for gain in gains)
+
+
+def test_too_few_frames_are_refused():
+    with pytest.raises(InputError, match="6 frames or more; raise training.batch_size"):
+        ThroughTheCascade(run_settings(batch_size=4), [], "global")
+
+
+def test_the_example_is_a_picture():
+    objective = ThroughTheCascade(run_settings(), [], "local")
+    words, picture = objective.example(new_network(run_settings(), objective.context), torch.device("cpu"))
+    assert "without" in words and picture.shape == (1, 96, 96) and 0 <= picture.min() and picture.max() <= 1
+
+
+def test_training_resumes_exactly_and_the_prior_is_one_of_scenes(tmp_path):
+    flags = [flag for flag in TINY if "phantoms" not in flag and "batch_size" not in flag and "n_iters" not in flag]
+    flags += ["--config.training.scene_frames=6", "--config.training.batch_size=6", "--config.training.columns=32"]
+    flags = [f"--config={ROOT / 'configs/ve/cascade.py'}", *flags, "--model=local", "--config.optim.schedule=constant"]
+    command("main.py", *flags, "--workdir=once", "--config.training.n_iters=2", cwd=tmp_path)
+    for steps in (1, 2):
+        command("main.py", *flags, "--workdir=twice", f"--config.training.n_iters={steps}", cwd=tmp_path)
+    one, other = (load_prior(tmp_path / name / "local" / "model.safetensors") for name in ("once", "twice"))
+    assert one.of_scenes and one.context.offsets == (-2, -1, 1, 2)
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
+    image = torch.randn(6, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    (change,) = tweedie_changes(one._run, [(image, nothing_measured(image), False)], one.context, [0.01])
+    assert torch.equal(one.change(image, 0.01, False), change)
