@@ -1,7 +1,7 @@
-"""Continue training the priors of moving scenes: `python -m benchmarks.train_shipped --out DIR`.
+"""Continue training the shipped priors through the sampler: `python -m benchmarks.train_shipped --out DIR`.
 
-Each of GM and LM gets `--minutes`, for as many steps as fit, with the learning rate falling to 0 at the last. Scenes
-are drawn while it trains. Then the cascade reconstructs scans that are neither in the training nor in the tables
+Each of GM and LM gets `--minutes`, for as many steps as fit, with the learning rate falling to 0 at the last. Scans
+are simulated while it trains. Then the cascade reconstructs scans that are neither in the training nor in the tables
 (phantoms, hearts with coils and noise, synthetic scenes, and `--data`) with the optimization unit alone, with the
 shipped priors and with the new ones. If both the mean PSNR and the mean SSIM are above those with the shipped ones,
 the new priors replace them in `checkpoints`, and the old stay beside them as `*.previous.safetensors`.
@@ -23,6 +23,7 @@ import run_lib
 from benchmarks import scans
 from benchmarks.gpu import logged
 from benchmarks.scores import write_record
+from configs.ve import cascade as cascade_config
 from configs.ve import cpu_demo
 from configs.ve import scenes as scenes_config
 from models.prior import MODELS, load_prior
@@ -120,8 +121,8 @@ def cases_to_judge(folder: Path, size: int, frames: int, count: int, data: list[
 def parse_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.train_shipped", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=9, help="for each of GM and LM (default 9)")
-    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate after the warm-up (default 1e-3)")
-    parser.add_argument("--batch", type=int, default=32, help="frames per step (default 32)")
+    parser.add_argument("--rate", type=float, default=3e-4, help="learning rate after the warm-up (default 3e-4)")
+    parser.add_argument("--batch", type=int, default=64, help="frames per step (default 64)")
     parser.add_argument("--precision", default="bf16" if torch.cuda.is_available() else "fp32", help="fp32 or bf16")
     parser.add_argument("--compile", action="store_true", help="torch.compile the training step")
     parser.add_argument("--size", type=int, default=96, help="pixels of scenes, phantoms and hearts (default 96)")
@@ -146,7 +147,7 @@ def main() -> None:
     for path in old.values():
         load_prior(path)  # before any work
     workdir = flags.workdir or flags.out / "training"
-    config = scenes_config.get_config()
+    config = cascade_config.get_config()
     config.model.image_size, config.optim.lr = flags.size, flags.rate
     config.training.columns = min(config.training.columns, flags.size)
     config.training.update({"batch_size": flags.batch, "precision": flags.precision, "compile": flags.compile})

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
 import torch
 
+import run_lib
+from configs.ve import cpu_demo
 from mri.fourier import fft2c
 from mri.intake import scan_files
 from mri.masks import make_mask
@@ -53,7 +56,7 @@ def scans(tmp_path):
 
 
 def times(out):
-    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/config.json")}
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("*/reconstruction.npy")}
 
 
 def rows(out):
@@ -121,6 +124,18 @@ def test_bad_scans_are_left_out_and_told(scans, tmp_path, priors):
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "heart1 holds no reconstruction")
     assert names(tmp_path / "out" / "heart1") == {"notes.txt"}
+
+
+def test_a_fault_of_the_program_costs_one_scan_alone(tmp_path, monkeypatch, capsys):
+    def broken(intake, source):
+        raise RuntimeError("arange: bound")
+
+    monkeypatch.setattr(run_lib, "acquire", broken)
+    job = run_lib.Job.from_config(cpu_demo.get_config())
+    with pytest.raises(InputError, match="2 of 2 scans skipped"):
+        run_lib.reconstruct_folder([Path("a.npy"), Path("b.npy")], job, (None, None), tmp_path / "out")
+    assert "unexpected RuntimeError: arange: bound; please report" in (tmp_path / "out" / "index.html").read_text()
+    assert capsys.readouterr().err.count("Traceback") == 2
 
 
 def test_scans_of_one_name_get_folders_with_their_suffix(tmp_path, priors):

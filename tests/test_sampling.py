@@ -325,7 +325,7 @@ def test_a_prior_that_knows_is_accepted_and_improves_the_result():
         sizes = result.settings["calibration"]["step_sizes"]
         assert all(size == pytest.approx(1, abs=1e-3) for size in sizes)
         assert truth_psnr(result.image, reference) > ou + 2
-    assert any("GM accepted (step 1.00)" in note and "lower than with the" in note for note in result.notes)
+    assert any("GM accepted (step size 1.00)" in note and "lower than with the" in note for note in result.notes)
 
 
 def test_orders_of_the_cascade(context_models, monkeypatch):

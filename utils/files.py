@@ -34,7 +34,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; when the block succeeds its files move to `path`, all or none.
+    """Yield a temporary folder beside `path`; when the block succeeds its files move to `path`, else none do.
 
     A new folder appears with all its files at once. Files of the same names in an existing `path` are replaced,
     others stay.

@@ -66,7 +66,7 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_shipped.cpu_demo, "get_config", lambda: testing)
     monkeypatch.setattr(train_shipped, "improves", lambda rows: (True, f"{len(rows)} rows"))
     out = tmp_path / "out"
-    run_here(monkeypatch, train_shipped, "--minutes", 0.04, "--batch", 2, "--size", 64, "--frames", 5, "--scenes", 1,
+    run_here(monkeypatch, train_shipped, "--minutes", 0.04, "--batch", 6, "--size", 64, "--frames", 6, "--scenes", 1,
              "--checkpoints", folder, "--out", out)  # fmt: skip
     with open(out / "train_shipped.csv", newline="") as file:
         table = list(csv.DictReader(file))
@@ -77,7 +77,7 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
         metadata = load_model(folder / f"{name}.safetensors")[1]
         settings = metadata["training_config"]["training"]
         assert metadata["step"] == settings["n_iters"] >= 1 and settings["init"].endswith(f"{name}.safetensors")
-        assert settings["objective"] == "scenes"
+        assert settings["objective"] == "cascade"
         old = folder / f"{name}.previous.safetensors"
         assert old.read_bytes() == (SHIPPED / f"{name}.safetensors").read_bytes()
 

@@ -5,8 +5,7 @@ import torch
 from tqdm import tqdm
 
 from configs.ve import cascade as cascade_config
-from models.completion import tweedie_changes
-from models.prior import load_prior, nothing_measured
+from models.prior import load_prior
 from reconstruction.optimization_unit import OptimizationUnit
 from reconstruction.settings import OUSettings
 from run_lib import Job
@@ -70,7 +69,7 @@ def test_it_learns_to_lower_the_error_of_a_scan():
     network = new_network(run_settings(), objective.context)
     optimizer = torch.optim.Adam([p for p in network.parameters() if p.requires_grad], 3e-3)
     losses = []
-    for _ in range(12):
+    for _ in range(8):
         optimizer.zero_grad()
         loss = objective.loss(network, scan)
         loss.backward()
@@ -116,6 +115,3 @@ def test_training_resumes_exactly_and_the_prior_is_one_of_scenes(tmp_path):
     one, other = (load_prior(tmp_path / name / "local" / "model.safetensors") for name in ("once", "twice"))
     assert one.of_scenes and one.context.offsets == (-2, -1, 1, 2)
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), other.network.parameters(), strict=True))
-    image = torch.randn(6, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
-    (change,) = tweedie_changes(one._run, [(image, nothing_measured(image), False)], one.context, [0.01])
-    assert torch.equal(one.change(image, 0.01, False), change)
