@@ -42,6 +42,7 @@ PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
 NOISE = (0.0, 0.0, 0.0, 0.01, 0.02, 0.04)  # σ over the brightest pixel
 FEWEST = 6  # frames
+HARDLY_ANY = 1e-5  # NMSE: where the OU leaves less there is nothing to learn, and its share would be any number
 
 
 class SimulatedScans(NamedTuple):
@@ -132,7 +133,7 @@ class ThroughTheCascade(Objective):
             with torch.no_grad():
                 without = squared_error(self.go_on(None, scan, state, first), scan.clean)
             error = squared_error(self.go_on(score, scan, state, first), scan.clean)
-            shares.append(error / without.clamp(min=1e-12))
+            shares.append(error / without.clamp(min=HARDLY_ANY * scan.clean.abs().square().sum().item()))
         return torch.stack(shares).sum()
 
     @torch.no_grad()
