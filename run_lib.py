@@ -114,10 +114,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, .
         refuse_unwritable(workdir)
         for name in models:
             Training(run, workdir / name, make_objective(run, workdir, name, group), group, current_record).run()
-            group.wait()  # LM learns from the file of GM
-
-
-# ---------------------------------------------------------------------------------------- one scan
+            group.wait()
 
 
 def load_priors(
@@ -241,9 +238,6 @@ def reconstruct_scan(
     return out, rows, notes
 
 
-# ---------------------------------------------------------------------------------------- many scans
-
-
 def evaluate_folder(
     config: ml_collections.ConfigDict, workdir: Path, eval_folder: str, overwrite: bool
 ) -> None:
@@ -315,10 +309,9 @@ def reconstruct_folder(
             except InputError as error:
                 failures[name] = str(error)
                 print(f"skipped: {error}", file=sys.stderr)
-            except Exception as error:  # a fault of the program: the other scans are worth their results
+            except Exception as error:  # a fault of the program, which must not cost the other scans
                 traceback.print_exc()
                 failures[name] = f"{name}: unexpected {type(error).__name__}: {error}; please report it."
-                print(f"skipped: {failures[name]}", file=sys.stderr)
     own_failures = len(failures)
     failures = _wait_for_others(out, names, failures)
     if rank == 0:

@@ -41,7 +41,7 @@ ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
 NOISE = (0.0, 0.0, 0.0, 0.01, 0.02, 0.04)  # σ over the brightest pixel
-FEWEST = 6  # frames
+FEWEST = 4  # frames
 HARDLY_ANY = 1e-5  # NMSE: where the OU leaves less there is nothing to learn, and its share would be any number
 
 

@@ -95,8 +95,8 @@ def test_the_gradient_passes_the_steps_between():
 
 
 def test_too_few_frames_are_refused():
-    with pytest.raises(InputError, match="6 frames or more; raise training.batch_size"):
-        ThroughTheCascade(run_settings(batch_size=4), [], "global")
+    with pytest.raises(InputError, match="4 frames or more; raise training.batch_size"):
+        ThroughTheCascade(run_settings(batch_size=3), [], "global")
 
 
 def test_the_example_is_a_picture():
