@@ -6,6 +6,7 @@ own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) ru
 data consistency between: the loss is the squared error at their end, as a share of that without the network.
 """
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,8 +79,8 @@ class Learner:
 
     score: Score
     context: Context
-    sigma_min: float
-    sigma_max: float
+    sigma_min: float = 0.0  # it learns at every level that it meets
+    sigma_max: float = math.inf
 
     def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
         return change_of(self.score, self.context, image, sigma, periodic)
@@ -95,15 +96,15 @@ class ThroughTheCascade(Objective):
     """
 
     def __init__(self, settings: RunSettings, images: Sequence[tuple[Tensor, bool]], name: str) -> None:
-        self.name, self.context, self.model = name, CONTEXTS[name], settings.model
+        self.name, self.context, model = name, CONTEXTS[name], settings.model
         self.frames_per_draw = frames_per_draw(settings.training)
         if self.frames_per_draw < FEWEST:
             raise InputError(
                 f"training.objective cascade needs scans of {FEWEST} frames or more; raise training.batch_size and "
                 "training.scene_frames."
             )
-        crop = settings.training.columns or settings.model.image_size
-        self.data = CleanScenes(images, self.frames_per_draw, crop, (self.model.sigma_min, self.model.sigma_max))
+        crop = settings.training.columns or model.image_size
+        self.data = CleanScenes(images, self.frames_per_draw, crop, (model.sigma_min, model.sigma_max))
 
     def draw(self, generator: torch.Generator) -> SimulatedScans:
         number, own = torch.randint(2**31, (2,), generator=generator).tolist()
@@ -152,7 +153,7 @@ class ThroughTheCascade(Objective):
         schedule = motion_schedule(problem)
         follow = None
         if score is not None:
-            learner = Learner(score, self.context, self.model.sigma_min, self.model.sigma_max)
+            learner = Learner(score, self.context)
             follow = follow_priors([learner, learner], schedule, problem.periodic)
         steps = motion_low_rank(
             state, problem.model, problem.measured, OUSettings().motion_patches, schedule, problem.periodic, 0, follow,
