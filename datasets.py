@@ -77,9 +77,14 @@ class NoisyScenes(NamedTuple):
 
     def scenes(self) -> list["NoisyScenes"]:
         """Each scene of the batch."""
-        firsts = (self.place == 0).nonzero().flatten().tolist()
-        bounds = zip(firsts, [*firsts[1:], len(self.place)], strict=True)
-        return [NoisyScenes(*(tensor[first:end] for tensor in self)) for first, end in bounds]
+        return parts_of(self, self.place)
+
+
+def parts_of(batch, place: Tensor) -> list:
+    """The parts of a named tuple of tensors, frames first; `place` of a frame in its part, 0 begins one."""
+    firsts = (place == 0).nonzero().flatten().tolist()
+    bounds = zip(firsts, [*firsts[1:], len(place)], strict=True)
+    return [type(batch)(*(tensor[first:end] for tensor in batch)) for first, end in bounds]
 
 
 class CleanScenes:

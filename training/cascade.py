@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from datasets import CleanScenes
+from datasets import CleanScenes, parts_of
 from models.context import Context
 from models.precision import Score
 from models.prior import change_of
@@ -59,9 +59,7 @@ class SimulatedScans(NamedTuple):
 
     def scans(self) -> list["SimulatedScans"]:
         """Each scan of the batch."""
-        firsts = (self.place == 0).nonzero().flatten().tolist()
-        bounds = zip(firsts, [*firsts[1:], len(self.place)], strict=True)
-        return [SimulatedScans(*(tensor[first:end] for tensor in self)) for first, end in bounds]
+        return parts_of(self, self.place)
 
     def problem(self) -> Problem:
         """What the OU solves, of the first scan."""
