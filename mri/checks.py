@@ -94,7 +94,7 @@ def _lines_of_no_frame(scan: Scan) -> list[str]:
             f"{words}, and the centre of k-space is not fully sampled: the aliasing cannot be resolved. Interleave the "
             "lines from frame to frame, acquire ACS lines, or give coil maps with --maps."
         )
-    return [f"warning: {words}, with gaps inside the sampled range; they are filled in by low rank, maybe aliased"]
+    return [f"warning: {words}, with gaps inside the sampled range; low rank fills them in, aliasing may remain"]
 
 
 def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:

@@ -195,8 +195,9 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         noise_std, known = estimate, False
     if noise_std:
         sampled = scan.noise_samples is not None and scan.noise_std is None
-        origin = "as given" if known else "estimated from the scan, an upper bound"
-        origin = "from noise samples" if sampled and known else origin
+        origin = "estimated from the scan, an upper bound"
+        if known:
+            origin = "from noise samples" if sampled else "as given"
         notes.append(
             f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}"
         )
