@@ -15,6 +15,7 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 ARRAYS = ("noise_samples", "averages", "coil_maps")
+SMALLEST = 1e-12  # largest k-space sample of a scan at least: squares and products of samples stay within float32
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,12 @@ class Scan:
         if bad:
             where = f" of coil {bad[0]} (counting from 0)" if kspace.shape[1] > 1 else ""
             raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
+        largest = kspace.abs().max().item()
+        if largest and not SMALLEST < largest < 1 / SMALLEST:
+            raise InputError(
+                f"the largest k-space sample is {largest:.1e}, beyond the range of single precision when squared; "
+                "rescale the scan to values of about 1."
+            )
         noise_std = more.get("noise_std")
         if noise_std is not None:
             try:

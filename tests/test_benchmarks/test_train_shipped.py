@@ -66,7 +66,7 @@ def test_trains_judges_and_replaces(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(train_shipped.cpu_demo, "get_config", lambda: testing)
     monkeypatch.setattr(train_shipped, "improves", lambda rows: (True, f"{len(rows)} rows"))
     out = tmp_path / "out"
-    run_here(monkeypatch, train_shipped, "--minutes", 0.04, "--batch", 6, "--size", 64, "--frames", 6, "--scenes", 1,
+    run_here(monkeypatch, train_shipped, "--minutes", 0.02, "--batch", 4, "--size", 64, "--frames", 5, "--scenes", 1,
              "--checkpoints", folder, "--out", out)  # fmt: skip
     with open(out / "train_shipped.csv", newline="") as file:
         table = list(csv.DictReader(file))

@@ -101,6 +101,14 @@ def test_a_coil_that_is_not_finite_is_named():
         Scan.from_arrays(kspace, scan.mask)
 
 
+@pytest.mark.parametrize("factor", [1e-22, 1e-14, 1e20])
+def test_samples_that_single_precision_cannot_square_are_refused(factor):
+    scan, _ = scan_of(coils=1)
+    with pytest.raises(InputError, match=r"the largest k-space sample is \d\.\de[+-]\d\d.*rescale"):
+        Scan.from_arrays(factor * scan.kspace, scan.mask)
+    prepare(Scan.from_arrays(1e-10 * scan.kspace, scan.mask))
+
+
 def test_maps_that_do_not_fit():
     scan, found = scan_of()
     wrong = (torch.roll(found.maps, 10, 2), found.maps.flip(1), found.maps.flip(0))
