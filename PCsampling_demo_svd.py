@@ -43,12 +43,12 @@ flags.DEFINE_string(
     "maps", None, "Coil maps: walsh, espirit, or a file (coils, height, width); default: chosen by the mask."
 )
 flags.DEFINE_integer(
-    "virtual_coils", None, "Coils after compression; default: the fewest that hold 99 % of the signal.",
+    "virtual_coils", None, "Virtual coils; default: the fewest that hold 99 % of the signal energy, at most 16.",
     lower_bound=1, upper_bound=128
 )
 flags.DEFINE_float(
     "noise_std", None, "Standard deviation of a complex k-space sample of one coil, in the units of the file; default: "
-    "from noise samples, else estimated.", lower_bound=0
+    "from noise samples, else estimated (images: 0).", lower_bound=0
 )
 flags.DEFINE_enum("dc", None, ["center", "corner"], "Where zero frequency lies in k-space files.")
 flags.DEFINE_integer(
@@ -72,7 +72,7 @@ flags.DEFINE_string("checkpoint_global", None, "GM: .safetensors or published .p
 flags.DEFINE_string("checkpoint_local", None, "LM: .safetensors or published .pth; default: shipped.")
 flags.DEFINE_string("sampler", None, "cascade or published; default: from the configuration (cascade).")
 flags.DEFINE_integer(
-    "seed", 0, "Random seed of the sampler's noise, generated masks and simulated phase.",
+    "seed", 0, "Random seed of held-out samples, generated masks, simulated phase and sampler noise.",
     lower_bound=0, upper_bound=2**32 - 1
 )
 flags.DEFINE_string("out", None, "Folder for the results; default: the next numbered one under result/.")

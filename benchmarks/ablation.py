@@ -96,7 +96,7 @@ def findings(rows: list[dict]) -> str:
         ("models in turn with the OU rather than without it, cascade", "ou", "in turn", "no"),
         ("models in turn with the OU rather than after it, cascade", "ou", "in turn", "before"),
         ("start from view sharing rather than zero-filled", "start", "pseudo_reference", "zero_filled"),
-        ("cascade rather than published sampler, each its priors, no OU", "sampler", "cascade", "published"),
+        ("cascade rather than published sampler, each with its own priors, no OU", "sampler", "cascade", "published"),
         ("GM→LM rather than LM→GM", "stages", "GM→LM", "LM→GM"),
         ("GM→LM rather than GM alone", "stages", "GM→LM", "GM"),
         ("GM→LM rather than LM alone", "stages", "GM→LM", "LM"),

@@ -93,7 +93,7 @@ def main() -> None:
         top = scan.reference.abs().max().item()
         error = image_error(result.image, scan.reference, scan.problem.model.coils)
         if result.error_std is None:
-            raise InputError(f"{scan.name}: no likely error; the scan has too few samples to hold any out.")
+            raise InputError(f"{scan.name}: no likely error: too few held-out samples, or view sharing is the result.")
         predicted, actual = result.error_std.numpy() / top, error.numpy() / top
         whole = {**case.columns(scan.name), **agreement(predicted, actual)}
         rows += [{**whole, "group": i + 1, **group} for i, group in enumerate(calibration(predicted, actual))]

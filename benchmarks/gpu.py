@@ -171,7 +171,7 @@ def timed(
     Parameters
     ----------
     source
-        as of `benchmarks.scans.Case`: `phantom0` has one coil, the embedded heart 0 has eight.
+        as of `benchmarks.scans.Case`: `phantom0` has one coil, the built-in heart phantom 0 has eight.
     """
     job, scan, _ = scans.Case(source, "uniform", 4.0).acquire(config, 0)
     seconds, results = [], []

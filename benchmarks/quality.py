@@ -192,8 +192,8 @@ def write_tables(out: Path, rows: list[dict], sweeps: list[dict]) -> None:
     text = markdown(rows, COLUMNS) + "\n"
     if sweeps:
         text += (
-            "\nλ of the swept baselines, chosen for each row by its PSNR against the truth; the other rows see no "
-            f"truth.\n\n{markdown(sweeps, SWEEP_COLUMNS)}\n"
+            "\nλ of the swept baselines, chosen for each row by its PSNR against the reference; the other rows do not "
+            f"use it.\n\n{markdown(sweeps, SWEEP_COLUMNS)}\n"
         )
     with atomic_path(out / "quality.md") as temporary:
         temporary.write_text(text)

@@ -119,7 +119,7 @@ class Measured:
 class Case:
     """A scan under one kind of mask: a group of rows in a table."""
 
-    source: Path | int | str  # a file, the seed of an embedded heart, or `phantom<seed>`
+    source: Path | int | str  # a file, the seed of an built-in heart phantom, or `phantom<seed>`
     pattern: str
     acceleration: float
     noise: float = 0.0  # to add: σ of a complex sample over the brightest pixel

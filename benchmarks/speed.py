@@ -3,7 +3,7 @@
 The OU's structured low-rank step and its published form, one network pass, a whole reconstruction by each sampler, the
 default OU with one coil and with eight, and beside that of commit 98c97d2.
 `torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The
-scans are the simple phantom, one coil without noise, and for the rows with coils the embedded heart with noise.
+scans are the simple phantom, one coil without noise, and for the rows with coils the built-in heart phantom with noise.
 """
 
 import argparse
@@ -190,7 +190,7 @@ def reconstruction_rows(size: int, frames: int, iterations: int) -> Iterator[dic
 
 
 def coil_rows(size: int, frames: int) -> Iterator[dict]:
-    """The whole default OU of the embedded heart, its settings given, with one coil and with eight."""
+    """The whole default OU of the built-in heart phantom, its settings given, with one coil and with eight."""
     mask = make_mask("uniform", (frames, size, size), 4, 8)
     problems = {}
     for part, coils in (("ou_motion_one_coil", 1), ("ou_motion_coils", 8)):

@@ -48,6 +48,6 @@ def own_priors(problem: Problem, seed: int, steps: int, continued: bool) -> tupl
             images = [(problem.view_sharing(window_of(run, name)).cpu(), problem.periodic)]
             training = Training(run, Path(folder) / name, SceneDenoising(run, images, name), Processes(0, 1, device))
             training.run()
-            tqdm.write(f"{name}: {training.mean_loss:.3f} of the noise is left in its own training")
+            tqdm.write(f"{name}: {training.mean_loss:.3f} of the noise is left after training on this scan")
             found.append(load_prior(Path(folder) / name / "model.safetensors", device))
     return tuple(found)

@@ -28,7 +28,7 @@ def get_default_configs() -> ml_collections.ConfigDict:
             config[settings.part][one.name] = placeholder(optional) if optional else one.default
 
     config.eval = evaluate = ml_collections.ConfigDict()
-    evaluate.path = ""            # scan file or folder to reconstruct with --mode=eval; empty: the embedded heart
+    evaluate.path = ""            # scan file or folder to reconstruct with --mode=eval; empty: the built-in heart
     evaluate.checkpoint_global = ""         # empty: the one trained under --workdir
     evaluate.checkpoint_local = ""
     return config

@@ -24,7 +24,7 @@ def page() -> str:
                 lines += [_row(one) for one in fields(settings)]
         lines.append("")
     lines += ["## eval", "", "| field | meaning |", "| --- | --- |"]
-    lines += ["| `path` | scan file or folder for `--mode=eval`; empty: the embedded heart |"]
+    lines += ["| `path` | scan file or folder for `--mode=eval`; empty: the built-in heart phantom |"]
     lines += ["| `checkpoint_global`, `checkpoint_local` | empty: those trained under `--workdir` |", ""]
     lines += ["## Fields of earlier versions", "", "| field | now |", "| --- | --- |"]
     lines += [f"| `{old}` | `{new}` (accepted with a warning) |" for old, new in RENAMED.items()]

@@ -140,7 +140,7 @@ def current_record(record: dict[str, Any]) -> dict[str, Any]:
         return record
     if not record.get("data", {}).get("path"):
         raise InputError(
-            "this run was trained on the embedded phantoms of an earlier version; today's heart phantom has coils and "
+            "this run was trained on the built-in phantoms of an earlier version; today's heart phantom has coils and "
             "noise. Start a new --workdir with --config.training.init=…/model.safetensors."
         )
     found: dict[str, Any] = {"seed": record.get("seed", 0)}

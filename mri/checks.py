@@ -55,7 +55,7 @@ def scan_remarks(scan: Scan) -> list[str]:
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
         if central < PEAKED and energy.max() > 0:
             found.append(
-                f"warning: the energy does not peak along {words}, as it does in k-space; was the inverse Fourier "
+                f"warning: the energy has no peak along {words}, as k-space should have; was the inverse Fourier "
                 "transform along this axis already applied (hybrid space)?"
             )
     found += _unfilled_lines(scan) + _identical_frames(scan.kspace) + _bright_frames(power, mask)
@@ -94,7 +94,7 @@ def _lines_of_no_frame(scan: Scan) -> list[str]:
             f"{words}, and the centre of k-space is not fully sampled: the aliasing cannot be resolved. Interleave the "
             "lines from frame to frame, acquire ACS lines, or give coil maps with --maps."
         )
-    return [f"warning: {words}, with gaps inside the sampled range; low rank fills them in, aliasing may remain"]
+    return [f"warning: {words}, with gaps inside the sampled range; low rank fills them in, but aliasing may remain"]
 
 
 def _impossible_values(scan: Scan, row: int, column: int) -> list[str]:

@@ -63,7 +63,7 @@ def whitening_matrix(noise: Tensor) -> tuple[Tensor, float]:
         weakest = int(covariance.diagonal().real.argmin())
         raise InputError(
             f"the noise covariance is singular: coil {weakest} (counting from 0) has the lowest noise and may be "
-            "disconnected, or two coils are copies; remove it, or give the noise scan of these coils."
+            "disconnected, or two coils are copies; remove that coil, or give a noise scan of the same coils."
         )
     identity = torch.eye(coils, dtype=lower.dtype)
     return (mean * torch.linalg.solve_triangular(lower, identity, upper=False)).to(torch.complex64), mean

@@ -114,13 +114,13 @@ def _with_own_mask(intake: Intake, stored: Stored) -> tuple[Intake, list[str]]:
     try:
         mask, _ = mask_to_apply(own, (frames, height, width))
     except InputError:
-        return intake, [f"{unused}has not the shape or values of a mask of this scan"]
+        return intake, [f"{unused}does not have the shape or values of a mask of this scan"]
     if stored.kind == "kspace" and filled_lines(stored.data):
         return own, []
     sampled = sampled_locations(stored.data) if stored.kind == "kspace" else torch.ones_like(mask)
     if not sampled.all():
         differing = (mask != sampled).double().mean() > DIFFERENT
-        return (intake, [f"{unused}does not match the samples that were measured{mend}"]) if differing else (own, [])
+        return (intake, [f"{unused}does not match the measured samples"]) if differing else (own, [])
     if mask.all():
         return intake, []
     lines = is_lines(lines_along_rows(mask))

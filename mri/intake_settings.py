@@ -44,8 +44,8 @@ class MaskSettings(Settings):
 
     part: ClassVar[str] = "mask"
 
-    path: str = setting("", "mask file; empty: generated, or found from the zeros of k-space")
-    key: str = setting("", "variable in the mask file; empty: found")
+    path: str = setting("", "mask file; empty: detected from the zeros of k-space, or generated")
+    key: str = setting("", "variable in the mask file; empty: detected")
     pattern: str = setting("uniform", "mask to generate", choices=PATTERNS)
     acceleration: float = setting(4.0, "nominal acceleration R, not counting the ACS lines", least=1)
     acs: int = setting(8, "fully sampled central lines", least=0)

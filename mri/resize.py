@@ -30,7 +30,7 @@ def resized(stored: Stored, frames: int, size: int) -> tuple[Stored, float]:
     if wanted > held and stored.kind == "kspace":
         raise InputError(
             f"{stored.path} has {held} frames of k-space, {wanted} were requested; measured k-space is not repeated: "
-            "give --frames at most that number."
+            f"give --frames {held} or fewer."
         )
     if wanted > MOST_CYCLES * held:
         raise InputError(

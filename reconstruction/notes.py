@@ -100,7 +100,7 @@ def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
     notes = []
     if problem.noise_known and HUGE < level < math.inf and problem.noise_std < problem.noise_bound / MANY:
         notes.append(
-            f"warning: σ is far too small: the residual has {level:.0f} times its power. Check that the noise samples "
+            f"warning: σ is far too small: the residual power is {level:.0f} times σ². Check that the noise samples "
             "(or --noise_std) and k-space have the same units and bandwidth"
         )
     if problem.model.coils == 1 or not math.isfinite(level):

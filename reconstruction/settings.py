@@ -22,7 +22,7 @@ class PrepareSettings(Settings):
         None, "cyclic series: the last frame is followed by the first; None: detected", optional=bool
     )
     maps: str = setting("auto", "coil maps: walsh, espirit, or a file; auto: walsh where the temporal mean is complete")
-    virtual_coils: int = setting(0, "coils after compression; 0: the fewest that hold 99 % of the signal", least=0)
+    virtual_coils: int = setting(0, "virtual coils; 0: the fewest with 99 % of the signal energy, at most 16", least=0)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class SamplingSettings(Settings):
 
     part: ClassVar[str] = "sampling"
 
-    sampler: str = setting("published", "published: the paper's; cascade: GM, then LM, in turn with the OU",
+    sampler: str = setting("published", "published: the paper's; cascade: GM, then LM, interleaved with the OU",
                            choices=SAMPLERS)  # fmt: skip
     order: tuple = setting(MODELS, "the models of the cascade, in their order", choices=None)
     start: str = setting(

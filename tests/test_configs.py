@@ -112,7 +112,7 @@ def test_removed_flags_are_refused_with_the_reason(flag):
 
 def test_records_of_earlier_versions_are_brought_up_to_date():
     old = json.loads((Path(__file__).parent / "fixtures" / "record_of_an_earlier_version.json").read_text())
-    with pytest.raises(InputError, match="embedded phantoms of an earlier version"):
+    with pytest.raises(InputError, match="built-in phantoms of an earlier version"):
         current_record(old)
     old["data"]["path"] = "scans"
     now = current_record(old)

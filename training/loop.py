@@ -280,7 +280,7 @@ class Training:
             return f"use --config.training.accumulation={parts}"
 
         frames, scans = self.objective.frames_per_draw, self.objective.context is not None
-        otherwise = "give fewer --config.training.scene_frames, or take" if scans else "take"
+        otherwise = "give fewer --config.training.scene_frames, or use" if scans else "use"
         return within_memory(partial(backward, self.score, part), attempt, len(part[0]), mend, frames, otherwise)
 
     def _snapshots(self, resume_from: Path, last: bool) -> None:
@@ -355,7 +355,7 @@ class Training:
                 if "n_iters" in names:  # that its rate fell to 0 at
                     names[names.index("n_iters")] = "n_iters under optim.schedule=cosine"
                 raise InputError(
-                    f"{path} was written with a different {part} ({', '.join(names) or before}). To resume it, use its "
+                    f"{path} has other settings: {part} ({', '.join(names) or before}). To resume it, use its "
                     "configuration; to continue with new settings, give a new --workdir and --config.training.init=…/"
                     "model.safetensors."
                 )

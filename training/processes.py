@@ -82,7 +82,7 @@ def processes() -> Iterator[Processes]:
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
             raise InputError(
-                f"{os.environ.get('LOCAL_WORLD_SIZE', count)} processes share {torch.cuda.device_count()} GPUs of this "
+                f"{os.environ.get('LOCAL_WORLD_SIZE', count)} processes, but {torch.cuda.device_count()} GPUs on this "
                 f"machine; start torchrun with --nproc_per_node={torch.cuda.device_count()}."
             )
         device = torch.device("cuda", local)

@@ -16,7 +16,7 @@ def within_memory(
     frames: int,
     mend: Callable[[int], str],
     least: int = 1,
-    otherwise: str = "take",
+    otherwise: str = "use",
 ) -> Result:
     """`job()`, on `frames` frames at once.
 

@@ -76,7 +76,7 @@ def _one_slice(
     given = [f"--{name}" for name in names if getattr(options, name) is not None]
     if given:
         raise InputError(
-            f"{where} is a plain array, whose axes have no names, so {', '.join(given)} cannot apply; leave it "
+            f"{where} is a plain array, whose axes have no names, so {', '.join(given)} does not apply; leave it "
             "out, and name the axis of time with --frames_axis."
         )
     if found is None:

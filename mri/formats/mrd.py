@@ -59,7 +59,7 @@ def contents(file: h5py.File) -> list[str]:
         return []
     heads = group["data"]["head"]
     several = {name: len(np.unique(heads["idx"][name])) for name in heads["idx"].dtype.names if name != "user"}
-    counted = ", ".join(f"{count} of {name}" for name, count in several.items() if count > 1)
+    counted = ", ".join(f"{name} has {count} values" for name, count in several.items() if count > 1)
     return [f"{len(heads)} readouts, {int(_has(heads, NOISE).sum())} of them noise: {counted or 'constant counters'}"]
 
 
@@ -145,7 +145,7 @@ def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.nd
             odd = keep & (heads[field] != usual)
             if odd.any() and (words == "coils" or odd.sum() < 0.1 * keep.sum()):
                 said.append(
-                    f"{int(odd.sum())} readouts not of the usual {usual} {words} are left out (navigators, pilots?)"
+                    f"{int(odd.sum())} readouts with other than {usual} {words} are left out (navigators, pilot tones?)"
                 )
                 keep &= ~odd
     if not keep.any():

@@ -89,7 +89,7 @@ def assemble(path: Path, readouts: Readouts, options: ReadOptions) -> Assembled:
     time, frame, more = _frames(path, chosen, options)
     count = int(frame.max()) + 1
     coils = len(chosen.samples[0])
-    check_size(path, count * coils * chosen.height * chosen.width, "choose fewer coils, or another slice or set")
+    check_size(path, count * coils * chosen.height * chosen.width, "save fewer frames or coils in a file of their own")
     chosen, moved = _centred(chosen)
     kspace = np.zeros((count, coils, chosen.height, chosen.width), np.complex64)
     averages = np.zeros((count, chosen.height, chosen.width), np.float32)
@@ -183,6 +183,6 @@ def _centred(readouts: Readouts) -> tuple[Readouts, list[str]]:
             )  # fmt: skip
             end = "first" if start else "last"
             return moved, [
-                f"partial echo: by the k-space peak, the {end} part of the readout is missing, unlike in the header"
+                f"partial echo: from the k-space peak, the {end} part of the readout is missing, contrary to the header"
             ]
     return readouts, []

@@ -51,7 +51,7 @@ class ReadOptions:
         """Raise `InputError` for options that mean nothing for this format."""
         given = [f"--{name}" for name in names if getattr(self, name) not in (None, "center")]
         if given:
-            raise InputError(f"{path} is a {format_name} file, where {', '.join(given)} cannot apply; leave it out.")
+            raise InputError(f"{path} is a {format_name} file, where {', '.join(given)} does not apply; omit it.")
 
 
 @dataclass(frozen=True)

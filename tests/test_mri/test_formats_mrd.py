@@ -251,7 +251,7 @@ def test_readouts_that_are_no_image_are_dropped_and_said(tmp_path, oversampled, 
         file.add(np.ones((COILS, 200)))  # a pilot tone without a flag
     stored = load_scan(path)
     assert torch.equal(stored.data, torch.where(mask[:, None, :, None], oversampled, 0))
-    for words in ("navigator", "phase correction", "real-time feedback", "1 readouts not of the usual 128 samples"):
+    for words in ("navigator", "phase correction", "real-time feedback", "1 readouts with other than 128 samples"):
         assert words in str(stored)
 
 
@@ -374,7 +374,7 @@ def test_what_is_in_a_file(tmp_path, oversampled, mask):
     with opened(path) as file:
         (words,) = contents(file)
     assert f"{2 * int(mask.sum())} readouts, 0 of them noise" in words
-    assert "4 of phase" in words and "2 of slice" in words
+    assert "phase has 4 values" in words and "slice has 2 values" in words
 
 
 def test_reading_does_not_warn(tmp_path, oversampled, mask):

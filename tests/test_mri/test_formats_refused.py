@@ -35,7 +35,7 @@ def test_no_such_file_folder_suffix_or_option(tmp_path, stored):
     refusal(path, "--dc corner", kind="image", dc="corner")
     refusal(path, "no axis 3", frames_axis=3)
     refusal(path, "no axis 5", coils_axis=5)
-    refusal(path, "--slice cannot apply", "--frames_axis", slice=0)
+    refusal(path, "--slice does not apply", "--frames_axis", slice=0)
 
 
 @pytest.mark.parametrize("load", [load_scan, load_mask])

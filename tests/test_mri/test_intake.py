@@ -1,4 +1,4 @@
-"""From files and the embedded heart to scans and references."""
+"""From files and the built-in heart phantom to scans and references."""
 
 from dataclasses import replace
 

@@ -39,7 +39,7 @@ def save(path, array):
 
 
 def test_training_frames_and_draws(tmp_path):
-    """Of one coil the measured samples stay; of the embedded hearts the coils are combined."""
+    """Of one coil the measured samples stay; of the built-in heart phantoms the coils are combined."""
     for seed in (1, 2):
         np.savez(tmp_path / f"{seed}.npz", image=make_phantom(6, 64, seed).numpy())
     run = settings(path=str(tmp_path))
