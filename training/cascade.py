@@ -3,9 +3,7 @@
 A denoiser of white noise knows nothing of aliasing, and one trained for a single step repeats its bias in every step.
 So the OU reconstructs a simulated scan up to one of its later steps without gradients, and from there the sampler's
 own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) runs for a few passes of the network with
-data consistency between. The loss is the squared error at their end and, with more weight, the part of it that is
-temporal blur, as a share of the squared error without the network: averaging over time lowers the mean error of a noisy
-scan, and blurs what moves.
+data consistency between: the loss is the squared error at their end, as a share of that without the network.
 """
 
 import math
@@ -16,7 +14,6 @@ from itertools import islice
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import avg_pool2d
 from tqdm import tqdm
 
 from datasets import CleanScenes, parts_of
@@ -44,10 +41,8 @@ PASSES = 4  # of the network, with the OU's steps between, that the gradient goe
 ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
-NOISE = (0.0, 0.0, 0.01, 0.02, 0.04, 0.06)  # σ over the brightest pixel
-BLUR, BLOCK = 4.0, 8  # weight of temporal blur, and side of the blocks it is measured in, pixels
+NOISE = (0.0, 0.0, 0.0, 0.01, 0.02, 0.04)  # σ over the brightest pixel
 FEWEST = 4  # frames
-STILL = 1e-3  # of the mean detail of all blocks: below it a block counts as still
 HARDLY_ANY = 1e-5  # NMSE: where the OU leaves less there is nothing to learn, and its share would be any number
 
 
@@ -136,8 +131,7 @@ class ThroughTheCascade(Objective):
             state, first = self.state(scan)
             with torch.no_grad():
                 without = squared_error(self.go_on(None, scan, state, first), scan.clean)
-            image = self.go_on(score, scan, state, first)
-            error = squared_error(image, scan.clean) + BLUR * blur(image, scan.clean)
+            error = squared_error(self.go_on(score, scan, state, first), scan.clean)
             shares.append(error / without.clamp(min=HARDLY_ANY * scan.clean.abs().square().sum().item()))
         return torch.stack(shares).sum()
 
@@ -188,26 +182,3 @@ class ThroughTheCascade(Objective):
 
 def squared_error(image: Tensor, clean: Tensor) -> Tensor:
     return torch.view_as_real(image - clean).square().sum()
-
-
-def blur(image: Tensor, clean: Tensor) -> Tensor:
-    """The part of the squared error that is proportional to what each frame has beyond the mean of its neighbours.
-
-    Fitted in blocks of BLOCK × BLOCK pixels over all frames: where the image is blurred in time, its error is a
-    negative multiple of that detail; noise is hardly ever a multiple of it.
-
-    Parameters
-    ----------
-    image, clean
-        complex `(frames, height, width)`.
-    """
-    detail = clean[1:-1] - (clean[:-2] + clean[2:]) / 2
-    error = image[1:-1] - clean[1:-1]
-    overlap = block_sums((error * detail.conj()).real)
-    norm = block_sums(detail.abs().square())
-    return (overlap.square() / (norm + STILL * norm.mean()).clamp(min=1e-30)).sum()
-
-
-def block_sums(values: Tensor) -> Tensor:
-    """Sums of `(frames, height, width)` over the frames and over blocks of pixels; incomplete blocks are left out."""
-    return avg_pool2d(values.sum(0)[None, None], BLOCK)[0, 0] * BLOCK**2

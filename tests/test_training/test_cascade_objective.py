@@ -5,15 +5,13 @@ import torch
 from tqdm import tqdm
 
 from configs.ve import cascade as cascade_config
-from datasets import CleanScenes
 from models.prior import load_prior
-from mri.scenes import Draw
 from reconstruction.optimization_unit import OptimizationUnit
 from reconstruction.settings import OUSettings
 from run_lib import Job
 from tests.commands import ROOT, TINY, command
 from training import settings as parts
-from training.cascade import BLUR, ThroughTheCascade, blur, squared_error
+from training.cascade import ThroughTheCascade
 from training.loop import new_network
 from utils.errors import InputError
 
@@ -59,25 +57,10 @@ def test_without_a_network_it_goes_on_as_the_unit_does_and_a_new_one_changes_not
         assert torch.allclose(image, unit.solve(problem), atol=1e-5)
     network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
     loss = objective.loss(network, scan)
-    share = 1 + BLUR * blur(image, scan.clean) / squared_error(image, scan.clean)
-    assert loss.item() == pytest.approx(share.item(), abs=2e-3) and objective.size(scan) == 1
+    assert loss.item() == pytest.approx(1, abs=1e-3) and objective.size(scan) == 1
     loss.backward()
     assert network.conv_in.weight.grad is None or network.conv_in.weight.grad.isfinite().all()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
-
-
-def test_blur_in_time_is_told_from_noise():
-    clean = CleanScenes([], 8, 64, (0.01, 0.1)).clean(Draw(3), 3)[0]
-    mean = (torch.roll(clean, 1, 0) + torch.roll(clean, -1, 0)) / 2
-    mean[0], mean[-1] = clean[0], clean[-1]  # beyond the ends nothing is known
-    for share in (0.1, 0.4):
-        blurred = clean + share * (mean - clean)
-        error = squared_error(blurred, clean)
-        assert blur(blurred, clean).item() == pytest.approx(error.item(), rel=0.05)
-        noise = torch.randn_like(clean)
-        noisy = clean + noise * (error.sqrt() / torch.linalg.vector_norm(noise))
-        assert blur(noisy, clean) < 0.05 * error
-    assert blur(clean, clean) == 0
 
 
 def test_it_learns_to_lower_the_error_of_a_scan():
