@@ -165,8 +165,7 @@ def reconstruct_slices(job: Job, priors: Priors, several: SeveralSlices) -> None
     print(f"{FLAGS.data} has {len(several.slices)} slices; each gets its own folder in {out} (--slice selects one)")
     failures = 0
     for index in several.slices:
-        data = replace(job.intake.data, slice=index)
-        one = replace(job, intake=replace(job.intake, data=data))
+        one = job.of_slice(index)
         try:
             scan, reference = acquire(one.intake, Path(FLAGS.data))
             refuse_mask_flags(scan, reference)

@@ -1,16 +1,13 @@
 """The jobs behind the commands: train the priors, reconstruct a scan, reconstruct a folder of scans."""
 
-import fcntl
 import json
 import os
 import platform
 import re
-import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -25,6 +22,7 @@ from models.prior import Prior, load_prior, load_shipped
 from mri.formats import sha256
 from mri.formats.detect import result_names
 from mri.formats.export import add_series, patient_header, series_record, write_series
+from mri.formats.stored import SeveralSlices
 from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
@@ -33,13 +31,14 @@ from reconstruction.notes import reference_notes
 from reconstruction.optimization_unit import expectation, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
-from report.index import write_index
+from report.index import would_lose, write_index
 from report.page import write_report
 from report.results import remove_left_overs, write_pictures, write_reconstruction, write_scores, write_table
 from sampling import Reconstruction, reconstruct_problem
 from utils.arguments import command_line
+from utils.claims import claim
 from utils.errors import InputError
-from utils.files import UNFINISHED, atomic_folder, refuse_existing, refuse_unwritable
+from utils.files import atomic_folder, refuse_existing, refuse_unwritable, remove_unfinished
 from utils.processes import process_group
 from utils.settings import flat
 
@@ -69,6 +68,10 @@ class Job:
         prepare_settings = PrepareSettings.from_mapping(config.data)
         ou, sampling = OUSettings.from_mapping(config.ou), SamplingSettings.from_mapping(config.sampling)
         return cls(intake, prepare_settings, ou, sampling, seed)
+
+    def of_slice(self, index: int) -> "Job":
+        """The same job for one slice of a file."""
+        return replace(self, intake=replace(self.intake, data=replace(self.intake.data, slice=index)))
 
     def request(self, scan_sha256: str, priors: Priors) -> dict[str, Any]:
         """What a result is made from, files by their checksums."""
@@ -265,6 +268,8 @@ def reconstruct_folder(
 ) -> None:
     """Reconstruct scans into `out/<scan>/`; score those that have a reference in `out/metrics.csv` and `.md`.
 
+    Each slice of a file with several is a scan of its own, `out/<scan>/slice_00/`, …
+
     `out/index.html` leads to the report of each scan, and names those that were left out.
 
     Each process takes the next scan that nobody works on, and a run continues where it stopped. The processes (of
@@ -288,43 +293,64 @@ def reconstruct_folder(
     """
     rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     out.mkdir(parents=True, exist_ok=True)
-    # with overwrite a finished scan does not show that it is done: then the scans are dealt
     failures: dict[str, str] = {}
+
+    def attempt(source: Path | int, name: str, job: Job) -> None:
+        remove_unfinished(out / name)
+        try:
+            if not overwrite and is_done(out / name, source, job, priors):
+                read, rest = partial(acquire, job.intake, source), (job.keep_patient, job.matrix)
+                print(f"{name}: already done{add_series(out / name, job.write, read, *rest)}")
+                return
+            scan, reference = acquire(job.intake, source)
+            check(scan, reference)
+            print(f"{name}: {scan}")
+            reconstruct_scan(scan, job, priors, out / name, reference if score else None)
+        except SeveralSlices as several:
+            print(f"{name}: {len(several.slices)} slices; each gets its own folder in {out / name}")
+            for index in several.slices:
+                attempt(source, f"{name}/slice_{index:02d}", job.of_slice(index))
+        except InputError as error:
+            failures[name] = str(error)
+            print(f"skipped {name}: {error}", file=sys.stderr)
+        except Exception as error:  # a fault of the program, which must not cost the other scans
+            traceback.print_exc()
+            failures[name] = f"{name}: unexpected {type(error).__name__}: {error}; please report it."
+
     names = result_names(sources)
     scans = list(zip(sources, names, strict=True))
+    # with overwrite a finished scan does not show that it is done: then the scans are dealt
     for source, name in scans[rank::count] if overwrite else scans:
-        with _claim(out, name, wait=overwrite) as mine:
-            if not mine:
-                continue
-            _remove_unfinished(out, name)
-            try:
-                if not overwrite and is_done(out / name, source, job, priors):
-                    read, rest = partial(acquire, job.intake, source), (job.keep_patient, job.matrix)
-                    print(f"{name}: already done{add_series(out / name, job.write, read, *rest)}")
-                    continue
-                scan, reference = acquire(job.intake, source)
-                check(scan, reference)
-                print(f"{name}: {scan}")
-                reconstruct_scan(scan, job, priors, out / name, reference if score else None)
-            except InputError as error:
-                failures[name] = str(error)
-                print(f"skipped: {error}", file=sys.stderr)
-            except Exception as error:  # a fault of the program, which must not cost the other scans
-                traceback.print_exc()
-                failures[name] = f"{name}: unexpected {type(error).__name__}: {error}; please report it."
+        with claim(out, name, wait=overwrite) as mine:
+            if mine:
+                attempt(source, name, job)
     own_failures = len(failures)
     failures = _wait_for_others(out, names, failures)
+    parts = [(source, *part) for source, name in scans for part in _parts(out, name, job, failures)]
     if rank == 0:
+        stays = False
         try:
-            done = [name for source, name in scans if is_done(out / name, source, job, priors)]
+            done = [name for source, name, part in parts if is_done(out / name, source, part, priors)]
         except InputError:  # said above; scores of two requests do not belong in one table
-            print(f"the table in {out} was not updated: some scans there were reconstructed with other settings")
+            stays = would_lose(out, failures)
+            what = "table and index" if stays else "table"
+            print(f"not updated: the {what} in {out}; some scans there were reconstructed with other settings")
         else:
             print(write_table(out, done))
-        write_index(out, names, failures)
+        if not stays:
+            write_index(out, [name for _, name, _ in parts], failures)
         print(f"report: {out / 'index.html'}")
     if own_failures:
-        raise InputError(f"{own_failures} of {len(sources)} scans skipped; see the errors above.")
+        raise InputError(f"{own_failures} of {len(parts)} scans skipped; see the errors above.")
+
+
+def _parts(out: Path, name: str, job: Job, failures: Collection[str]) -> list[tuple[str, Job]]:
+    """Name and job of a scan, or of each of its slices, which other processes may have found: those there or failed."""
+    found = {failed for failed in failures if failed == name or failed.startswith(f"{name}/")}
+    if not (out / name / "config.json").is_file():
+        found |= {f"{name}/{one.name}" for one in (out / name).glob("slice_*") if one.name[len("slice_") :].isdigit()}
+    ordered = sorted(found or {name}, key=lambda part: (len(part), part))  # slice_99 before slice_100
+    return [(part, job.of_slice(int(part.rpartition("_")[2])) if "/" in part else job) for part in ordered]
 
 
 def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
@@ -335,7 +361,7 @@ def is_done(folder: Path, source: Path | int, job: Job, priors: Priors) -> bool:
     InputError
         when it holds another one, naming the difference.
     """
-    if not folder.exists() or not any(folder.iterdir()):
+    if not folder.exists() or all(re.match(r"\.?slice_\d", one.name) for one in folder.iterdir()):  # or is empty
         return False
     mend = "give another --out, or --overwrite to replace it"
     try:
@@ -365,35 +391,6 @@ def _wait_for_others(out: Path, names: Sequence[str], failures: dict[str, str]) 
             torch.distributed.all_gather_object(each, failures)
             failures = {name: reason for one in each for name, reason in one.items()}
     for name in names:
-        with _claim(out, name, wait=True):
+        with claim(out, name, wait=True):
             pass
     return failures
-
-
-@contextmanager
-def _claim(out: Path, name: str, wait: bool = False) -> Iterator[bool]:
-    """Whether this process may work on a scan: while it does, no other may. `wait` until nobody does."""
-    path = out / f".{name}.lock"
-    while True:
-        with open(path, "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            # who had it removed it: a lock on a file that is gone keeps nobody out
-            if not (path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat())):
-                continue
-            try:
-                yield True
-            finally:
-                path.unlink(missing_ok=True)
-            return
-
-
-def _remove_unfinished(out: Path, name: str) -> None:
-    """Remove what a killed process left of a scan that is claimed, so that nobody else is writing it."""
-    left = re.compile(rf"\.{re.escape(name)}-[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
-    for folder in out.glob(f".*{UNFINISHED}"):
-        if left.fullmatch(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)

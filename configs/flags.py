@@ -11,15 +11,33 @@ from ml_collections.config_flags import config_flags
 
 from configs.default import PARTS
 from configs.renamed import current_arguments
+from utils import arguments
 from utils.errors import InputError
+
+CODE = Path(__file__).parents[1]
 
 
 def define_config(default: Path) -> None:
     """The flag --config, a configuration file, and --config.<part>.<field> for its fields."""
     words = "Configuration; any field: --config.<part>.<field>=value."
     with _one_sentence():  # fields are looked up when the flag is defined
-        sys.argv = current_arguments(sys.argv)
+        sys.argv = _with_config_found(current_arguments(sys.argv))
         config_flags.DEFINE_config_file("config", str(default), words)
+
+
+def _with_config_found(argv: list[str]) -> list[str]:
+    """`argv` where a relative --config that is not in the current folder but beside the code is the one there."""
+    found = list(argv)
+    for number, argument in enumerate(found):
+        flag, equals, path = argument.partition("=") if argument.startswith("-") else (found[number - 1], "", argument)
+        if flag in ("--config", "-config") and path and not Path(path).exists() and (CODE / path).is_file():
+            found[number] = f"{flag}={CODE / path}" if equals else str(CODE / path)
+    return found
+
+
+def _help(script: str, about: str) -> str:
+    """The text `about` a script, for the installed command that runs it, if one does."""
+    return about.replace(f"python {script}", arguments.installed) if arguments.installed else about
 
 
 def run_command(main: Callable[[list[str]], None]) -> None:
@@ -27,6 +45,8 @@ def run_command(main: Callable[[list[str]], None]) -> None:
 
     def parse(argv: list[str]) -> list[str]:
         if {"--help", "-help", "-h"} & set(argv[1:]):  # absl would exit with 1
+            script = sys.modules["__main__"]
+            script.__doc__ = _help(Path(argv[0]).name, script.__doc__ or "")
             app.usage(shorthelp=True, writeto_stdout=True)
             print("\n--config.<part>.<field>=value sets any other option: docs/options.md lists them.")
             sys.exit(0)

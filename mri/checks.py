@@ -19,9 +19,11 @@ NO_SPIKE = 4  # samples around DC, where the signal itself peaks
 FEW_LINES, OFF_CENTRE = 0.5, 2  # share of the median; samples
 JUMP = 2.0  # brightness of a frame over that of the next, from which units differ
 PEAKED = 0.6  # share of the energy in the central quarter of ky and of kx; scenes and scans have 0.84 and more
+NOISE_ONLY = 0.5  # power at the edge of k-space over that of all of it, from which there is no peak to look for
 HOT_VOXEL, MOST_HOT = 5.0, 5  # times the largest voxel within 2 voxels and a frame; named at most
 NEGATIVE, DEEP = 0.01, 0.02  # share of the voxels, and of the largest value, from which negative values are no rounding
 CLIPPED = 0.005  # share of the voxels of integer images at their largest value
+WRAPPED = 0.0003  # share of the neighbouring voxels that jump over the range of the integers; of other images 0 here
 AT_THE_EDGE = 3.0  # brightness of the outer eighth over that of the middle half
 EMPTY_MIDDLE = 0.2  # brightness of the middle eighth over that of the outer eighth, along one axis
 GAPS, NARROW = 0.3, 4  # share of the lines between the outermost that no frame has; lines of a complete centre
@@ -43,7 +45,17 @@ def scan_remarks(scan: Scan) -> list[str]:
     found += _lines_of_no_frame(scan)
     mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     row, column = divmod(int(mean.argmax()), width)
-    if max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE:
+    edge = torch.ones_like(mean, dtype=torch.bool)
+    edge[height // 8 : -(height // 8), width // 8 : -(width // 8)] = False
+    edge &= mask.any(dim=0)
+    # what hides in noise has words of its own
+    is_noise = bool(edge.any() and mean[edge].mean() > NOISE_ONLY * mean[mask.any(dim=0)].mean())
+    if not mask[:, height // 2, width // 2].any():
+        found.append(
+            f"warning: the centre of k-space (row {height // 2}, column {width // 2}) is sampled in no frame, so "
+            "contrast and large structures are lost; include the central samples, or shift their centre there"
+        )
+    elif max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE and not is_noise:
         found.append(
             f"the k-space peak is at row {row}, column {column} instead of {height // 2}, {width // 2} (a "
             "linear phase in the image); the scan is used unchanged"
@@ -53,7 +65,7 @@ def scan_remarks(scan: Scan) -> list[str]:
         count = len(energy)
         energy = torch.roll(energy, count // 2 - int(energy.argmax()))  # a peak elsewhere has a sentence of its own
         central = energy[count * 3 // 8 : count * 5 // 8].sum() / energy.sum().clamp(min=1e-30)
-        if central < PEAKED and energy.max() > 0:
+        if central < PEAKED and energy.max() > 0 and not is_noise:
             found.append(
                 f"warning: the energy has no peak along {words}, as k-space should have; was the inverse Fourier "
                 "transform along this axis already applied (hybrid space)?"
@@ -82,7 +94,8 @@ def _lines_of_no_frame(scan: Scan) -> list[str]:
     between = ~sampled[places[0] : places[-1] + 1]
     words = f"{never} of {len(sampled)} lines are sampled in no frame"
     if between.double().mean() <= GAPS:
-        return [f"{words} (partial Fourier?) and are filled in by low rank"]
+        partial = " (partial Fourier?)" if sampled[len(sampled) // 2] else ""
+        return [f"{words}{partial} and are filled in by low rank"]
     peak = int(kspace.abs().square().sum(dim=(0, 1, 3)).argmax())
     complete = 0
     for step in (-1, 1):
@@ -149,9 +162,27 @@ def image_remarks(image: Tensor, where: str) -> list[str]:
         clipped = (real == top).double().mean().item()
         if clipped > CLIPPED and (real == real.round()).all():
             found.append(f"warning: {clipped:.1%} of the voxels have the largest value, {top:g}: images are clipped")
+        if (wrapped := _wrapped(real)) > WRAPPED:
+            found.append(
+                f"warning: {wrapped:.1%} of neighbouring voxels jump between 0 and {top:g}: values wrapped around when "
+                "they were saved as integers; save the images as float32"
+            )
     size = image.abs()
     found += _hot_voxels(size)
     return found + edge_remarks(size.mean(dim=0)) + _identical_frames(image)
+
+
+def _wrapped(real: Tensor) -> float:
+    """Share of neighbouring voxels that jump over the range of 8 or 16 bits; 0 for images that do not fill it."""
+    top = real.max().item()
+    if not any(0.98 * most <= top <= most for most in (255, 65535)) or (real != real.round()).any():
+        return 0.0
+    high, low = real > 0.9 * top, real < 0.1 * top
+    return max(
+        (high.narrow(axis, 0, count - 1) & low.narrow(axis, 1, count - 1)).double().mean().item()
+        + (low.narrow(axis, 0, count - 1) & high.narrow(axis, 1, count - 1)).double().mean().item()
+        for axis, count in ((1, real.shape[1]), (2, real.shape[2]))
+    )
 
 
 def edge_remarks(mean: Tensor) -> list[str]:

@@ -23,25 +23,35 @@ from reconstruction.prepare import Problem
 Tensor = torch.Tensor
 
 EVERY = 2  # steps of the OU from one prior to the next
+EARLY = 0.125  # share of the turns for each prior but the last
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
 STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
+GENTLE = 0.006  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
 
 
 def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
-    """Which of `count` priors follows which step: in the order of the cascade, over the later half of the steps."""
-    steps = range(schedule.steps - 1, schedule.steps // 2 - 1, -EVERY)
-    return {step: count - 1 - place * count // len(steps) for place, step in enumerate(steps)}
+    """Which of `count` priors follows which step, over the later half of the steps: the last prior, but for the first
+    turns, which those before it take in the order of the cascade.
+    """
+    steps = range(schedule.steps - 1, schedule.steps // 2 - 1, -EVERY)[::-1]
+    early = max(1, round(EARLY * len(steps)))
+    return {step: min(turn // early, count - 1) for turn, step in enumerate(steps)}
+
+
+def step_size(sigma: float) -> float:
+    """a, how far a prior is followed at the noise level σ per real channel."""
+    return STEP_SIZE * min(1.0, GENTLE / sigma)
 
 
 def follow_priors(
     priors: list[Prior], schedule: LowRankSchedule, periodic: bool, bar: tqdm | None = None,
     taken: list[dict[str, float]] | None = None,
 ) -> Callable[[Tensor, float, int], Tensor]:
-    """x ← x + a (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie).
+    """x ← x + a(σ) (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie).
 
-    Step, σ and the prior's place in the cascade are added to `taken` each time.
+    Step, σ, a and the prior's place in the cascade are added to `taken` each time.
     """
     own = turns(schedule, len(priors))
 
@@ -51,12 +61,13 @@ def follow_priors(
         prior, sigma = priors[own[step]], NOISE_SHARE * nu
         if not prior.sigma_min <= sigma <= prior.sigma_max:  # where it was not trained it would only smooth
             return x
+        size = step_size(sigma)
         if taken is not None:
-            taken.append({"step": step, "sigma": sigma, "prior": own[step]})
+            taken.append({"step": step, "sigma": sigma, "step_size": size, "prior": own[step]})
         if bar is not None:
             bar.set_postfix(sigma=f"{sigma:.3g}")
             bar.update()
-        return x + STEP_SIZE * prior.change(x, sigma, periodic)
+        return x + size * prior.change(x, sigma, periodic)
 
     return follow
 
@@ -68,7 +79,7 @@ def solve_in_turn(
 
     Returns
     -------
-    images `(frames, height, width)`, and step, σ and place of every prior that was applied.
+    images `(frames, height, width)`, and step, σ, step size and place of every prior that was applied.
     """
     schedule = motion_schedule(problem, result.settings.motion_steps)
     taken: list[dict[str, float]] = []
@@ -94,7 +105,7 @@ class Followed:
     without
         the images without the held-out samples; None where there are none.
     log
-        step, σ and place in the cascade of every prior that was applied to the result.
+        step, σ, step size and place in the cascade of every prior that was applied to the result.
     passes
         network passes per frame, those of the trial included.
     """
@@ -130,7 +141,8 @@ def cascade_in_turn(
         schedule = Schedule((), (0.0,) * len(priors), before, count, before, before)
         return Followed(result.image, schedule, result.without_held_out, passes=len(tried))
     image, taken = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
-    used = {one["prior"] for one in taken}  # a prior may not know the noise levels of its turns
-    sizes = tuple(STEP_SIZE if place in used else 0.0 for place in range(len(priors)))
+    # on average; 0 of a prior that does not know the noise levels of its turns
+    own = [[one["step_size"] for one in taken if one["prior"] == place] for place in range(len(priors))]
+    sizes = tuple(sum(each) / max(len(each), 1) for each in own)
     schedule = Schedule((), sizes, before, count, before, before * (1 - better.share) ** 0.5)
     return Followed(image, schedule, without, tuple(taken), len(tried) + len(taken))

@@ -138,6 +138,7 @@ class Problem:
 DOUBTFUL_MAPS, WRONG_MAPS = 0.06, 0.2
 NOISY_COIL = 6.0  # times the noise of the other coils
 HARDLY_ANY = 3  # peak SNR
+ROUNDING = 1e-6  # of the scale: an estimate below it is single precision, not noise
 NOISE_EXCESS = 1.5  # given σ over the estimate at the edge of k-space, which signal raises but nothing lowers
 
 
@@ -185,6 +186,8 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
     periodic, said = _is_periodic(scan, settings.periodic)
     notes += said
     estimate = estimate_noise_std(kspace, mask)
+    if estimate < ROUNDING * scale:
+        estimate = 0.0
     if noise_std is None:
         noise_std = estimate
     elif noise_std > NOISE_EXCESS * estimate > 0:

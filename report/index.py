@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -35,6 +35,17 @@ def write_index(out: Path, names: Sequence[str], failures: Mapping[str, str]) ->
         temporary.write_text(text, encoding="utf-8")
 
 
+def would_lose(out: Path, failures: Collection[str]) -> bool:
+    """Whether the index that is there links to the report of a scan in `failures`, as a new one would not."""
+    page = out / "index.html"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return any(f'href="{_link(name)}"' in text for name in failures)
+
+
+def _link(name: str) -> str:
+    return quote(f"{name}/report.html")
+
+
 def _row(out: Path, name: str) -> dict[str, Any]:
     """What the index says of one scan."""
     record = json.loads((out / name / "config.json").read_text())
@@ -49,7 +60,7 @@ def _row(out: Path, name: str) -> dict[str, Any]:
     found = record["scan"].splitlines()
     return {
         "name": name,
-        "link": quote(f"{name}/report.html") if (out / name / "report.html").is_file() else None,
+        "link": _link(name) if (out / name / "report.html").is_file() else None,
         "picture": thumbnail(np.abs(series[len(series) // 3]), dy / dx),
         "shape": "{} frames, {} × {}".format(*series.shape),
         "found": found,

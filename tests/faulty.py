@@ -134,6 +134,14 @@ def faulty(folder: Path) -> Iterator[Case]:
     damaged[2, np.flatnonzero(mask[2, :, 0])[3], 7] = np.nan
     yield Case("not_a_number", _saved(folder / "nan", damaged), "refused", "NaN", flags=k)
 
+    decentred = measured.copy()
+    decentred[:, SIZE // 2 - 2 : SIZE // 2 + 2] = 0
+    yield Case("without_its_centre", _saved(folder / "decentred", decentred), "warned", "sampled in no frame, so",
+               flags=k)  # fmt: skip
+    bytes_that_wrapped = np.round(400 * np.abs(image) / np.abs(image).max()).astype(np.uint16) % 256
+    yield Case("wrapped_bytes", _saved(folder / "wrapped", bytes_that_wrapped.astype(np.uint8)), "warned",
+               "wrapped around", flags=pictures)  # fmt: skip
+
     pairs = np.stack([measured.real, measured.imag], axis=-1)
     yield Case("pairs_last", _saved(folder / "pairs_last", pairs), "taken", truth=image, flags=k)
     scale = 30000 / np.abs(pairs).max()

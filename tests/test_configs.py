@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 
 from configs.default import PARTS, get_default_configs
+from configs.flags import _with_config_found
 from configs.options import page
 from configs.renamed import REMOVED, REMOVED_VALUES, RENAMED, current_arguments, current_field, current_record
 from configs.ve import SIAT_kdata_ncsnpp, cpu_demo, scenes
@@ -101,6 +102,17 @@ def test_no_field_of_the_version_before_is_lost():
 def test_command_lines_of_earlier_versions(given, expected, capsys):
     assert current_arguments(["main.py", *given]) == ["main.py", *expected]
     assert capsys.readouterr().err.count("warning") == (given != expected)
+
+
+@pytest.mark.parametrize("flag", [["--config=configs/ve/scenes.py"], ["--config", "configs/ve/scenes.py"]])
+def test_a_configuration_beside_the_code_is_found_from_anywhere(flag, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    there = str(ROOT / "configs/ve/scenes.py")
+    assert "=".join(_with_config_found(["main.py", *flag])[1:]) == f"--config={there}"
+    assert _with_config_found(["main.py", "--config=nowhere.py"]) == ["main.py", "--config=nowhere.py"]
+    (tmp_path / "configs/ve").mkdir(parents=True)
+    (tmp_path / "configs/ve/scenes.py").write_text("mine")
+    assert _with_config_found(["main.py", *flag]) == ["main.py", *flag]
 
 
 @pytest.mark.parametrize("flag", ["--adapt=60", "--config.ou.hard", "--config.sampling.noise_std=0.1",

@@ -1,5 +1,6 @@
 """The wheel: one top-level name, commands that run from anywhere, nobody's modules shadowed."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -61,10 +62,13 @@ def test_commands_run_from_an_empty_folder_beside_other_packages(installed, tmp_
     )  # fmt: skip
     assert reconstructed.returncode == 0, reconstructed.stderr[-2000:]
     assert (tmp_path / "out" / "reconstruction.npy").is_file()
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["command"].startswith("gldm-reconstruct --data")
+    read = run(site, tmp_path, str(site / "bin" / "gldm-formats"), "scan.npy", "--kind=image")
+    assert read.returncode == 0 and "4 frames of 64 x 64" in read.stdout, read.stderr[-2000:]
     trained = run(
-        site, tmp_path, str(site / "bin" / "gldm-train"), "--mode=train", "--model=global", "--config.model.nf=8",
-        "--config.model.ch_mult=(1,2)", "--config.model.image_size=64", "--config.training.n_iters=2",
-        "--config.data.phantoms=1", "--config.data.frames=4",
+        site, tmp_path, str(site / "bin" / "gldm-train"), "--config=configs/ve/cpu_demo.py", "--model=global",
+        "--config.model.nf=8", "--config.model.ch_mult=(1,2)", "--config.model.image_size=64",
+        "--config.training.n_iters=2", "--config.data.phantoms=1", "--config.data.frames=4",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr[-2000:]
     assert (tmp_path / "exp" / "global" / "model.safetensors").is_file()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -22,8 +23,9 @@ from mri.fourier import fft2c
 from mri.intake import scan_files
 from mri.masks import make_mask
 from mri.phantom import make_phantom
-from run_lib import _claim
+from report.results import METRICS
 from tests.commands import ROOT, TINY, assert_one_sentence, begun, command, names
+from utils.claims import claim
 from utils.errors import InputError
 from utils.files import atomic_folder
 
@@ -104,7 +106,8 @@ def test_a_folder_is_reconstructed_once_and_gone_on_with(scans, tmp_path, priors
     done = demo(*run, cwd=tmp_path, priors=priors, succeeds=False)
     assert_one_sentence(done, "1 of 4 scans skipped")
     assert times(out) == after
-    assert (out / "metrics.csv").read_text() == whole and "was not updated" in done.stdout  # no table of two requests
+    assert (out / "metrics.csv").read_text() == whole  # no table of two requests
+    assert "not updated: the table and index" in done.stdout
     demo(*run, "--overwrite", cwd=tmp_path, priors=priors)
     assert all(times(out)[name] > after[name] for name in after)
 
@@ -136,6 +139,46 @@ def test_a_fault_of_the_program_costs_one_scan_alone(tmp_path, monkeypatch, caps
         run_lib.reconstruct_folder([Path("a.npy"), Path("b.npy")], job, (None, None), tmp_path / "out")
     assert "unexpected RuntimeError: arange: bound; please report" in (tmp_path / "out" / "index.html").read_text()
     assert capsys.readouterr().err.count("Traceback") == 2
+
+
+def test_slices_are_scans_of_their_own(tmp_path, monkeypatch, capsys):
+    """Each with a row and a folder as of the file alone; the index does not lose them to a run with another seed."""
+    (tmp_path / "scans").mkdir()
+    image = make_phantom(4, 64, 0).abs()
+    slices = torch.stack([image, 2 * image, 0 * image], 1).numpy().transpose(3, 2, 1, 0)
+    nibabel.save(nibabel.Nifti1Image(slices, np.eye(4)), tmp_path / "scans" / "two.nii.gz")
+    np.save(tmp_path / "scans" / "one.npy", make_phantom(4, 64, 1).numpy())
+    made = []
+
+    def reconstruct_scan(scan, job, priors, out, reference):
+        made.append(out.relative_to(tmp_path / "out").as_posix())
+        with atomic_folder(out) as folder:
+            np.save(folder / "reconstruction.npy", reference.image.numpy())
+            record = {"request": job.request(scan.source.sha256, priors), "scan": "", "notes": [], "chi": 1, "snr": 9}
+            (folder / "config.json").write_text(json.dumps(record))
+            (folder / "report.html").write_text("")
+            (folder / "metrics.csv").write_text(",".join(METRICS) + "\ngldm" + ",1" * (len(METRICS) - 1) + "\n")
+
+    monkeypatch.setattr(run_lib, "reconstruct_scan", reconstruct_scan)
+    job, out = run_lib.Job.from_config(cpu_demo.get_config()), tmp_path / "out"
+    killed = out / "two" / ".slice_00-abcdefgh.unfinished"  # as a process that is killed leaves
+    killed.mkdir(parents=True)
+
+    def run(job):
+        with pytest.raises(InputError) as caught:
+            run_lib.reconstruct_folder(scan_files(tmp_path / "scans"), job, (), out)
+        return str(caught.value)
+
+    assert run(job).startswith("1 of 4 scans skipped") and not killed.exists()
+    assert made == ["one", "two/slice_00", "two/slice_01"] and names(out / "two") == {"slice_00", "slice_01"}
+    assert [row["scan"] for row in rows(out)] == made
+    index = (out / "index.html").read_text()
+    assert 'href="two/slice_01/report.html"' in index and "two/slice_02" in index.split("Skipped")[1]
+    capsys.readouterr()
+    assert run(job).startswith("1 of 4 scans skipped") and len(made) == 3
+    assert "two/slice_01: already done" in capsys.readouterr().out
+    assert run(replace(job, seed=3)).startswith("4 of 4 scans skipped") and len(made) == 3
+    assert (out / "index.html").read_text() == index and "the table and index" in capsys.readouterr().out
 
 
 def test_scans_of_one_name_get_folders_with_their_suffix(tmp_path, priors):
@@ -202,24 +245,24 @@ def test_a_killed_process_leaves_no_claim_and_no_half_folder(scans, tmp_path, pr
 
 def test_a_claim_keeps_everybody_else_out(tmp_path):
     """Also who waited for a claim that was given back, whose file is another one since."""
-    with _claim(tmp_path, "heart") as first:
+    with claim(tmp_path, "heart") as first:
         waiting = threading.Thread(target=hold, args=(tmp_path, seen := [], release := threading.Event()))
         waiting.start()
         time.sleep(0.2)
         assert first and not seen
     while not seen:
         time.sleep(0.01)
-    with _claim(tmp_path, "heart") as other:
+    with claim(tmp_path, "heart") as other:
         assert not other
     release.set()
     waiting.join()
-    with _claim(tmp_path, "heart") as last:
+    with claim(tmp_path, "heart") as last:
         assert last
     assert not names(tmp_path)
 
 
 def hold(folder, seen, release):
-    with _claim(folder, "heart", wait=True) as mine:
+    with claim(folder, "heart", wait=True) as mine:
         seen.append(mine)
         release.wait(10)
 

@@ -38,7 +38,7 @@ def test_train_resume_evaluate(tmp_path, magnitude):
     assert names(tmp_path / "straight") == {"global", "data"}
 
     done = command("main.py", *seed, "--config.model.nf=16", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(done, "different model (nf)")
+    assert_one_sentence(done, "other settings: model (nf)")
 
     (tmp_path / "scans").mkdir()
     magnitude.rename(tmp_path / "scans" / "heart.mat")
@@ -121,9 +121,9 @@ def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     assert f"at step {state['step']}" in done.stdout
     assert not list(tmp_path.rglob(".checkpoint*"))  # no temporary file stays
     other = [*more, "--config.training.batch_size=4"]
-    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "different training (batch_size)")
+    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "other settings: training (batch_size)")
     cosine = command("main.py", *more, "--config.optim.schedule=cosine", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(cosine, "different")
+    assert_one_sentence(cosine, "other settings")
 
 
 def test_a_cosine_schedule_is_not_prolonged(tmp_path):
@@ -131,7 +131,7 @@ def test_a_cosine_schedule_is_not_prolonged(tmp_path):
     flags += ["--model=global", "--config.optim.schedule=cosine"]
     command("main.py", *flags, "--config.training.n_iters=2", cwd=tmp_path)
     longer = command("main.py", *flags, "--config.training.n_iters=4", cwd=tmp_path, succeeds=False)
-    assert_one_sentence(longer, "different training (n_iters under optim.schedule=cosine)")
+    assert_one_sentence(longer, "other settings: training (n_iters under optim.schedule=cosine)")
 
 
 def test_evaluation_without_a_reference_leaves_no_scores_of_the_earlier_one(tmp_path, priors):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 LARGEST_SEED = 2**32 - 1
+installed = ""  # name of the installed command that is running, if one is (`utils.console`)
 
 
 def integer_between(low: int, high: int) -> Callable[[str], int]:
@@ -26,6 +27,8 @@ def integer_between(low: int, high: int) -> Callable[[str], int]:
 
 def command_line() -> str:
     """The command that is running, as one would type it."""
+    if installed:
+        return shlex.join([installed, *sys.argv[1:]])
     script = Path(sys.argv[0])
     if script.is_absolute() and script.is_relative_to(Path.cwd()):
         script = script.relative_to(Path.cwd())

@@ -1,6 +1,7 @@
 """Files that are either whole or not there."""
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of the `atomic_folder` of `path`; nobody else may be writing it."""
+    left = re.compile(rf"\.{re.escape(path.name)}-[a-z0-9_]{{8}}{re.escape(UNFINISHED)}")
+    for folder in path.parent.glob(f".*{UNFINISHED}"):
+        if left.fullmatch(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _umask() -> int:
     """The process's umask; reading it means setting it, so it is put back at once."""
     mask = os.umask(0)
@@ -75,6 +84,8 @@ def refuse_unwritable(path: str | os.PathLike) -> None:
     """Raise `OSError` when nothing can be written at `path` (a folder that need not be there yet)."""
     place = Path(path).absolute()
     while not place.exists():
+        if place.is_symlink():
+            raise InputError(f"{place} is a symbolic link to {place.readlink()}, which is missing; repair the link.")
         place = place.parent
     if not place.is_dir():
         raise InputError(f"{place} is a file; give another folder for the results.")

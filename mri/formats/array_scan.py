@@ -13,6 +13,8 @@ from mri.formats.layout import axes_of_scan, how_kind_is_known, kind_by_name, lo
 from mri.formats.stored import Finding, ReadOptions, Stored, choose_slice, finished
 from utils.errors import InputError
 
+LIKE_PI = (3.1, 3.1416)  # the largest of many phases, in radians
+
 
 def read(path: Path, options: ReadOptions) -> Stored:
     """The scan that the arrays of a file hold; see `mri.formats.read.load_scan`."""
@@ -109,6 +111,11 @@ def _joined(where: str, array: np.ndarray, kind: str | None) -> tuple[np.ndarray
         )
     axis = ends[0] if len(twos) > 1 else twos[0]
     real, imag = (np.take(array, [i], axis=axis) for i in (0, 1))
+    if real.min() >= 0 and LIKE_PI[0] < max(imag.max(), -imag.min()) < LIKE_PI[1] and (imag < 0).any():
+        raise InputError(
+            f"{where} of shape {array.shape} looks like magnitude and phase along axis {axis}, not real and imaginary "
+            "parts; save magnitude * exp(i * phase) as complex numbers."
+        )
     joined = np.empty(real.shape, np.result_type(array.dtype, np.complex64))
     joined.real, joined.imag = real, imag
     return joined, [f"real and imaginary parts joined along axis {axis}"]

@@ -12,6 +12,7 @@ from mri.formats.hdf5 import datasets, opened
 from mri.formats.stored import TIMES, SeveralSlices
 from mri.intake import scan_from_file
 from mri.intake_settings import DataSettings, Intake
+from utils import arguments as command_name
 from utils.errors import exit_on_input_error
 
 
@@ -41,9 +42,10 @@ def _type(dataset: h5py.Dataset) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m mri.formats", description="Print what a file contains and how it is interpreted.",
+        prog=command_name.installed or "python -m mri.formats",
+        description="Print what a file contains and how it is interpreted.",
         allow_abbrev=False,
-    )  # fmt: skip
+    )
     parser.add_argument("file", type=Path, help="scan file, or folder of a DICOM series")
     parser.add_argument("--key", default="", help="variable in the file (for .npy: image or kspace; DICOM: series)")
     parser.add_argument("--kind", default="", choices=("image", "kspace"), help="what the variable holds")

@@ -172,6 +172,11 @@ def finished(finding: Finding, kind: str | None, dc: str = "center", guess: str 
         raise InputError(f"{where} holds images; leave out --dc corner, or add --kind kspace.")
     elif data.shape[1] > 1:
         raise InputError(f"{where} holds images of several coils; give k-space, or add --kind kspace if this is it.")
+    if kind == "kspace" and data.real.any() and not data.imag.any():
+        raise InputError(
+            f"{finding.path} holds k-space whose imaginary part is zero everywhere, but k-space is complex; export its "
+            "real and imaginary parts (if these are images: --kind image)."
+        )
     full_kind: Kind = "kspace" if kind == "kspace" else "complex" if data.imag.any() else "magnitude"
     in_words = "k-space" if kind == "kspace" else f"a {full_kind} image"
     frames, coils, height, width = data.shape

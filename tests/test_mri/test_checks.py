@@ -140,6 +140,38 @@ def test_kspace_that_is_transformed_along_one_axis_alone(image):
     assert any("has no peak along kx" in text and "hybrid space" in text for text in texts)
 
 
+@pytest.mark.parametrize("missing", ["rows", "columns"])
+def test_a_centre_that_no_frame_has_is_warned_of(image, missing):
+    mask = make_mask("uniform", SHAPE, 4, 8).clone()
+    mask[(..., slice(30, 34), slice(None)) if missing == "rows" else (..., slice(32, None))] = False
+    texts = Scan.from_arrays(fft2c(image), mask).check()
+    assert any("the centre of k-space (row 32, column 32) is sampled in no frame" in text for text in texts)
+    assert not any("partial Fourier" in text for text in texts)
+
+
+def test_noise_is_not_called_hybrid_space():
+    noise = torch.randn(*SHAPE, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    notes = prepare(Scan.from_arrays(noise, make_mask("uniform", SHAPE, 4, 8))).notes
+    assert not any("hybrid" in text or "linear phase" in text for text in notes)
+    assert any("peak SNR is below" in text for text in notes)
+
+
+def test_rounding_is_not_called_noise():
+    """A still frame, seen eight times: its estimate is what single precision leaves."""
+    kspace = fft2c(make_phantom(2, 64, 3)[:1]).repeat(8, 1, 1)
+    kspace[1:] *= 1 + 1e-7 * torch.randn(7, 64, 64, generator=torch.Generator().manual_seed(0))
+    notes = prepare(Scan.from_arrays(kspace, make_mask("uniform", SHAPE, 2, 8))).notes
+    assert "noise: none" in notes
+
+
+def test_integers_that_wrapped_around():
+    magnitude = make_phantom(*SHAPE[:2], 3).abs()
+    for top in (255, 65535):
+        full = (magnitude / magnitude.max() * top).round()
+        assert not any("wrapped" in text for text in image_remarks(full, "scan.npy"))
+        assert any("wrapped around" in text for text in image_remarks((1.6 * full).round() % (top + 1), "scan.npy"))
+
+
 def test_kspace_of_alternating_sign_has_its_object_at_the_edges(image):
     sign = (-1.0) ** (torch.arange(64)[:, None] + torch.arange(64))
     scan = Scan.from_arrays(sign * fft2c(image), make_mask("uniform", SHAPE, 4, 8))

@@ -14,6 +14,7 @@ import torch
 from mri.formats import load_mask, save_array
 from mri.formats.layout import looks_like_kspace as looks_like_kspace_of_coils
 from mri.fourier import fft2c
+from mri.phantom import make_phantom
 from tests.test_mri.array_files import SUFFIXES, load_scan, refusal, save_mat73
 from utils.errors import InputError
 
@@ -207,3 +208,15 @@ def test_real_kspace(tmp_path, image):
     scipy.io.savemat(path, {"kspace": image.abs().numpy()})
     refusal(path, "real-valued", "--kind image")
     assert load_scan(path, kind="image").kind == "magnitude"
+
+
+def test_magnitude_and_phase_are_no_real_and_imaginary_part(tmp_path):
+    image = make_phantom(5, 64, 0).to(torch.complex64) * torch.polar(torch.ones(64), torch.linspace(-6, 6, 64))
+    np.save(tmp_path / "pair.npy", torch.stack([image.abs(), image.angle()]).numpy())
+    refusal(tmp_path / "pair.npy", "looks like magnitude and phase along axis 0")
+
+
+def test_complex_kspace_without_an_imaginary_part(tmp_path):
+    kspace = fft2c(make_phantom(5, 64, 0).to(torch.complex64)).abs().to(torch.complex64)
+    np.save(tmp_path / "magnitude.npy", kspace.numpy())
+    refusal(tmp_path / "magnitude.npy", "imaginary part is zero everywhere", kind="kspace")

@@ -11,7 +11,7 @@ from mri.lowrank.along_motion import Schedule
 from mri.masks import make_mask
 from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
-from reconstruction.in_turn import NOISE_SHARE, STEP_SIZE, cascade_in_turn, follow_priors, turns
+from reconstruction.in_turn import GENTLE, NOISE_SHARE, STEP_SIZE, cascade_in_turn, follow_priors, step_size, turns
 from reconstruction.optimization_unit import run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
@@ -55,8 +55,9 @@ def test_gm_first_then_lm_over_the_later_half():
     own = turns(Schedule(0.1, 0.01, 40), 2)
     assert min(own) >= 20 and max(own) == 39 and len(own) == 10
     order = [own[step] for step in sorted(own)]
-    assert order == sorted(order) == [0] * 5 + [1] * 5
+    assert order == [0] + [1] * 9
     assert set(turns(Schedule(0.1, 0.01, 40), 1).values()) == {0}
+    assert [place for _, place in sorted(turns(Schedule(0.1, 0.01, 64), 3).items())] == [0, 0, 1, 1] + [2] * 12
 
 
 def test_a_prior_gets_the_noise_of_its_step(problem, network):
@@ -68,6 +69,9 @@ def test_a_prior_gets_the_noise_of_its_step(problem, network):
     assert torch.equal(follow(x, schedule.noise(0), 0), x)
     assert torch.allclose(follow(x, schedule.noise(9), 9), STEP_SIZE * problem[1])
     assert seen == [pytest.approx(NOISE_SHARE * 0.01)]
+    noisy = Schedule(0.1, 4 * GENTLE / NOISE_SHARE, 10)  # the noisier, the less far it is followed
+    assert torch.allclose(follow_priors([prior], noisy, False)(x, noisy.noise(9), 9), STEP_SIZE / 4 * problem[1])
+    assert seen.pop() == pytest.approx(4 * GENTLE) and step_size(4 * GENTLE) == STEP_SIZE / 4
     for unknown in (0.9 * prior.sigma_min, 1.1 * prior.sigma_max):
         assert torch.equal(follow(x, unknown / NOISE_SHARE, 9), x) and len(seen) == 1
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import InputError, exit_on_input_error
-from utils.files import atomic_folder, atomic_path, numbered_folder, refuse_existing
+from utils.files import atomic_folder, atomic_path, numbered_folder, refuse_existing, refuse_unwritable
 
 
 def test_a_file_is_whole_or_not_there(tmp_path):
@@ -42,6 +42,15 @@ def test_numbered_folders_and_refusal(tmp_path):
     with pytest.raises(InputError, match="--overwrite"):
         refuse_existing(first, overwrite=False)
     refuse_existing(first, overwrite=True)
+
+
+def test_a_dangling_link_is_refused(tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    for path in (tmp_path / "out", tmp_path / "out" / "here"):
+        with pytest.raises(InputError, match="out is a symbolic link to .*gone, which is missing; repair the link"):
+            refuse_unwritable(path)
+    (tmp_path / "gone").mkdir()
+    refuse_unwritable(tmp_path / "out" / "here")
 
 
 @pytest.mark.parametrize(
