@@ -121,7 +121,8 @@ def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     assert f"at step {state['step']}" in done.stdout
     assert not list(tmp_path.rglob(".checkpoint*"))  # no temporary file stays
     other = [*more, "--config.training.batch_size=4"]
-    assert_one_sentence(command("main.py", *other, cwd=tmp_path, succeeds=False), "other settings: training (batch_size)")
+    refused = command("main.py", *other, cwd=tmp_path, succeeds=False)
+    assert_one_sentence(refused, "other settings: training (batch_size)")
     cosine = command("main.py", *more, "--config.optim.schedule=cosine", cwd=tmp_path, succeeds=False)
     assert_one_sentence(cosine, "other settings")
 

@@ -18,11 +18,11 @@ from utils.errors import InputError
 
 NAME = "ISMRMRD"
 NOISE = 19  # flags are counted from 1 in ismrmrd.h
-REVERSED = 22
+CALIBRATION, REVERSED = 20, 22
 # readouts that are no samples of the image
 NO_IMAGE = {
-    20: "calibration", 23: "navigator", 24: "phase correction", 26: "feedback", 27: "dummy", 28: "real-time feedback",
-    29: "surface coil correction", 30: "phase stabilization", 31: "phase stabilization",
+    CALIBRATION: "calibration", 23: "navigator", 24: "phase correction", 26: "feedback", 27: "dummy",
+    28: "real-time feedback", 29: "surface coil correction", 30: "phase stabilization", 31: "phase stabilization",
 }  # fmt: skip
 MOST_PHASE_OVERSAMPLING = 4.0
 SIEMENS, SIEMENS_TICK_MS = "siemens", 2.5  # of the time stamps; the format does not say what other vendors have
@@ -123,6 +123,15 @@ def _has(heads: np.ndarray, flag: int) -> np.ndarray:
     return (heads["flags"] >> np.uint64(flag - 1)) & np.uint64(1) == 1
 
 
+def _is_integrated(imaging: np.ndarray, calibration: np.ndarray) -> bool:
+    """Whether calibration readouts are ACS lines: of every frame, in the form of its other lines, and none of those."""
+    counters = ["phase", "repetition", "set", "slice", "kspace_encode_step_1", "kspace_encode_step_2"]
+    own, others = (set(map(tuple, heads["idx"][counters].tolist())) for heads in (calibration, imaging))
+    frames, others_frames = ({place[:4] for place in places} for places in (own, others))
+    like = all(set(calibration[name]) <= set(imaging[name]) for name in ("number_of_samples", "encoding_space_ref"))
+    return bool(own) and like and frames == others_frames and not own & others
+
+
 def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Readouts of the image, noise readouts, and what is said of the others."""
     heads = acquisitions["head"]
@@ -131,7 +140,9 @@ def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.nd
     said = []
     for flag, words in NO_IMAGE.items():
         these = keep & _has(heads, flag)
-        if these.any():
+        if flag == CALIBRATION and _is_integrated(heads[keep & ~these], heads[these]):
+            said.append(f"{int(these.sum())} calibration readouts fill lines of every frame and are used (ACS)")
+        elif these.any():
             said.append(f"{int(these.sum())} {words} readouts are left out")
             keep &= ~these
     other = keep & (heads["encoding_space_ref"] != 0)

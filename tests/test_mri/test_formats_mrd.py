@@ -1,6 +1,7 @@
 """ISMRMRD files, written with ismrmrd: what is kept, dropped and refused."""
 
 import warnings
+from itertools import product
 
 import numpy as np
 import pytest
@@ -253,6 +254,24 @@ def test_readouts_that_are_no_image_are_dropped_and_said(tmp_path, oversampled, 
     assert torch.equal(stored.data, torch.where(mask[:, None, :, None], oversampled, 0))
     for words in ("navigator", "phase correction", "real-time feedback", "1 readouts with other than 128 samples"):
         assert words in str(stored)
+
+
+@pytest.mark.parametrize("integrated", [True, False])
+def test_calibration_lines_of_every_frame_are_its_centre(tmp_path, oversampled, mask, integrated):
+    path, acs = tmp_path / "scan.h5", range(SIZE // 2 - 3, SIZE // 2 + 3)
+    outer = mask.clone()
+    outer[:, acs] = False
+    with Writer(path) as file:
+        file.scan(oversampled, outer)
+        for frame, line in product(range(FRAMES if integrated else 1), acs):
+            values = oversampled[frame, :, line].numpy()
+            file.add(values, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION], phase=frame, kspace_encode_step_1=line)
+    stored = load_scan(path)
+    words = f"{6 * FRAMES} calibration readouts fill" if integrated else "6 calibration readouts are left out"
+    assert words in str(stored)
+    expected = outer.clone()
+    expected[:, acs] = integrated
+    assert torch.equal(stored.mask, expected[:, :, None].expand(-1, -1, 128))
 
 
 def test_slices_sets_and_two_kinds_of_time(tmp_path, oversampled, mask):
