@@ -86,13 +86,16 @@ def read(path: Path, options: ReadOptions) -> Stored:
     array = array.transpose(2, 1, 0)[:, None]  # (x, y, time)
     milliseconds = MILLISECONDS.get(units & 56)
     step = float(zooms[3]) * milliseconds if len(zooms) > 3 and milliseconds else 0.0
+    unknown = []
+    if milliseconds is None and len(zooms) > 3 and float(zooms[3]) not in (0.0, 1.0):
+        unknown = [f"the time step, {float(zooms[3]):g}, has no unit in the header, so the frame times are unknown"]
     chosen = index[2] if isinstance(index[2], int) else 0
     affine = affine.copy()
     affine[:3, 3] += chosen * affine[:3, 2]
     geometry = Geometry.from_affine(
         affine, slice_thickness_mm=float(zooms[2]) or None, frame_time_ms=step if step > 0 else None
     )
-    finding = Finding(path, "", NAME, array, str(path), (*layout, *unscaled), sha256(path))
+    finding = Finding(path, "", NAME, array, str(path), (*layout, *unscaled, *unknown), sha256(path))
     return finished(finding, "image", geometry=geometry)
 
 
