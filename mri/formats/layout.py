@@ -134,6 +134,12 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
     if not sampled.all() and len(constant) in (1, 2):
         short = sorted(constant, key=lambda i: array.shape[i])
         lengths = [array.shape[i] for i in short]
+        spread = _log_spread(array, kept)
+        if len(short) == 1 and FLAT * sorted(spread.values())[1] < spread[short[0]]:  # peaked, so it is the readout
+            raise InputError(
+                f"{where} of shape {array.shape}: not every coil has the same samples (a coil without signal in part of "
+                "the scan?); leave out the broken coil, or set --coils_axis to use the scan as it is."
+            )
         if lengths[0] <= MOST_COILS and (len(short) == 1 or lengths[0] < lengths[1]):
             return short[0]
     else:  # the two longest axes are the image's; of the others, time is the one along which little changes
@@ -178,14 +184,20 @@ def _neighbour_difference(array: np.ndarray, axis: int) -> float:
 
 def _flattest_axis(array: np.ndarray, axes: list[int]) -> int | None:
     """The axis of k-space along which the energy has no peak, as along time; None where that is not clear."""
+    spread = _log_spread(array, axes)
+    first, second = sorted(axes, key=lambda axis: spread[axis])[:2]
+    return first if FLAT * spread[first] < spread[second] else None
+
+
+def _log_spread(array: np.ndarray, axes: list[int]) -> dict[int, float]:
+    """How unevenly the energy lies along each axis: much along ky and kx, little along time and coils."""
     spread = {}
     power = np.abs(np.nan_to_num(array)).astype(np.float64) ** 2
     for axis in axes:
         energy = power.sum(axis=tuple(i for i in range(array.ndim) if i != axis))
         log = np.log(energy[energy > 0]) if energy.any() else np.zeros(1)
         spread[axis] = EVEN + float(np.median(np.abs(log - np.median(log))))  # which single outliers do not move
-    first, second = sorted(axes, key=lambda axis: spread[axis])[:2]
-    return first if FLAT * spread[first] < spread[second] else None
+    return spread
 
 
 def _frames_axis(where: str, array: np.ndarray, kept: list[int], axis: int | None) -> tuple[int, bool]:

@@ -213,6 +213,14 @@ def test_a_dead_coil_does_not_hide_the_coil_axis(tmp_path, coils):
     assert torch.equal(formats.load_scan(tmp_path / "scan.npy", key="kspace").data, kspace)
 
 
+def test_a_coil_that_dies_is_not_taken_for_the_readout(tmp_path, coils):
+    kspace = coils[0].clone()
+    kspace[3:, 1] = 0
+    np.save(tmp_path / "scan.npy", kspace.numpy())
+    refusal(tmp_path / "scan.npy", "not every coil has the same samples", load=formats.load_scan, key="kspace")
+    assert torch.equal(formats.load_scan(tmp_path / "scan.npy", key="kspace", coils_axis=1).data, kspace)
+
+
 def test_nan_in_one_coil_names_it(tmp_path, coils):
     kspace = coils[0].clone()
     kspace[2, 3, 32, 7] = float("nan")
