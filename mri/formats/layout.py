@@ -137,8 +137,8 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         spread = _log_spread(array, kept)
         if len(short) == 1 and FLAT * sorted(spread.values())[1] < spread[short[0]]:  # peaked, so it is the readout
             raise InputError(
-                f"{where} of shape {array.shape}: not every coil has the same samples (a coil without signal in part of "
-                "the scan?); leave out the broken coil, or set --coils_axis to use the scan as it is."
+                f"{where} of shape {array.shape}: not every coil has the same samples (a coil without signal in "
+                "part of the scan?); leave out the broken coil, or set --coils_axis to use the scan as it is."
             )
         if lengths[0] <= MOST_COILS and (len(short) == 1 or lengths[0] < lengths[1]):
             return short[0]
