@@ -165,6 +165,11 @@ def _beside(
     if image is not None and image.shape == (frames, height, width):
         truth = torch.from_numpy(image.astype(np.complex64))
         said.append(f"reference: the file's variable '{place}image'")
+    elif image is not None:
+        said.append(
+            f"variable '{place}image' {image.shape} is no reference, because its shape is not that of the frames, "
+            f"{(frames, height, width)}; it is not used"
+        )
     if coils > 1 and maps is not None:
         said.append(f"variable '{place}maps' {maps.shape} is not used; --maps {path} uses it")
     return samples, truth, said

@@ -120,7 +120,7 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         ends = {array.shape[-1], array.shape[0]}
         mend = "add --frames_axis if one is slices"
         if 2 in ends:
-            mend = "combine the real and imaginary parts into complex numbers"
+            mend = "combine real and imaginary parts into complex numbers, or add --frames_axis if these are two slices"
         if ends & {3, 4} and array.dtype == np.uint8:
             mend = "keep one channel if it is a colour movie"
         raise InputError(
