@@ -345,7 +345,7 @@ def reconstruct_folder(
 
 
 def _parts(out: Path, name: str, job: Job, failures: Collection[str]) -> list[tuple[str, Job]]:
-    """Name and job of a scan, or of each of its slices, which other processes may have found: those there or failed."""
+    """Name and job of a scan, or of each slice that has a folder or failed, in this or another process."""
     found = {failed for failed in failures if failed == name or failed.startswith(f"{name}/")}
     if not (out / name / "config.json").is_file():
         found |= {f"{name}/{one.name}" for one in (out / name).glob("slice_*") if one.name[len("slice_") :].isdigit()}

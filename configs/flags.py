@@ -26,7 +26,7 @@ def define_config(default: Path) -> None:
 
 
 def _with_config_found(argv: list[str]) -> list[str]:
-    """`argv` where a relative --config that is not in the current folder but beside the code is the one there."""
+    """`argv`; a relative --config missing from the current folder is replaced by the file beside the code."""
     found = list(argv)
     for number, argument in enumerate(found):
         flag, equals, path = argument.partition("=") if argument.startswith("-") else (found[number - 1], "", argument)

@@ -53,7 +53,8 @@ def scan_remarks(scan: Scan) -> list[str]:
     if not mask[:, height // 2, width // 2].any():
         found.append(
             f"warning: the centre of k-space (row {height // 2}, column {width // 2}) is sampled in no frame, so "
-            "contrast and large structures are lost; include the central samples, or shift their centre there"
+            "contrast and large structures are lost; include the central samples, or shift k-space so that DC lies "
+            "there"
         )
     elif max(abs(row - height // 2), abs(column - width // 2)) > OFF_CENTRE and not is_noise:
         found.append(
@@ -164,8 +165,8 @@ def image_remarks(image: Tensor, where: str) -> list[str]:
             found.append(f"warning: {clipped:.1%} of the voxels have the largest value, {top:g}: images are clipped")
         if (wrapped := _wrapped(real)) > WRAPPED:
             found.append(
-                f"warning: {wrapped:.1%} of neighbouring voxels jump between 0 and {top:g}: values wrapped around when "
-                "they were saved as integers; save the images as float32"
+                f"warning: {wrapped:.2%} of neighbouring voxel pairs jump between about 0 and {top:g}: values probably "
+                "wrapped around when they were saved as integers; save the images as float32"
             )
     size = image.abs()
     found += _hot_voxels(size)

@@ -32,8 +32,8 @@ MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have 
 
 
 def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
-    """Which of `count` priors follows which step, over the later half of the steps: the last prior, but for the first
-    turns, which those before it take in the order of the cascade.
+    """Which of `count` priors follows which step, over the later half of the steps. Each prior but the last takes
+    EARLY of the turns, in the order of the cascade; the last takes the rest.
     """
     steps = range(schedule.steps - 1, schedule.steps // 2 - 1, -EVERY)[::-1]
     early = max(1, round(EARLY * len(steps)))
@@ -41,7 +41,7 @@ def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
 
 
 def step_size(sigma: float) -> float:
-    """a, how far a prior is followed at the noise level σ per real channel."""
+    """Step size a of a prior at the noise level σ per real channel."""
     return STEP_SIZE * min(1.0, GENTLE / sigma)
 
 

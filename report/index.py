@@ -36,7 +36,7 @@ def write_index(out: Path, names: Sequence[str], failures: Mapping[str, str]) ->
 
 
 def would_lose(out: Path, failures: Collection[str]) -> bool:
-    """Whether the index that is there links to the report of a scan in `failures`, as a new one would not."""
+    """Whether a new index would lose the old one's link to the report of a scan in `failures`."""
     page = out / "index.html"
     text = page.read_text(encoding="utf-8") if page.is_file() else ""
     return any(f'href="{_link(name)}"' in text for name in failures)

@@ -167,8 +167,8 @@ def _beside(
         said.append(f"reference: the file's variable '{place}image'")
     elif image is not None:
         said.append(
-            f"variable '{place}image' {image.shape} is no reference, because its shape is not that of the frames, "
-            f"{(frames, height, width)}; it is not used"
+            f"variable '{place}image' {image.shape} is not used as the reference: the frames have shape "
+            f"{(frames, height, width)}"
         )
     if coils > 1 and maps is not None:
         said.append(f"variable '{place}maps' {maps.shape} is not used; --maps {path} uses it")

@@ -120,7 +120,7 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
         ends = {array.shape[-1], array.shape[0]}
         mend = "add --frames_axis if one is slices"
         if 2 in ends:
-            mend = "combine real and imaginary parts into complex numbers, or add --frames_axis if these are two slices"
+            mend = "combine real and imaginary parts into complex numbers, or add --frames_axis if one is slices"
         if ends & {3, 4} and array.dtype == np.uint8:
             mend = "keep one channel if it is a colour movie"
         raise InputError(
@@ -190,7 +190,7 @@ def _flattest_axis(array: np.ndarray, axes: list[int]) -> int | None:
 
 
 def _log_spread(array: np.ndarray, axes: list[int]) -> dict[int, float]:
-    """How unevenly the energy lies along each axis: much along ky and kx, little along time and coils."""
+    """How unevenly the energy is spread along each axis: large for ky and kx, small for time and coils."""
     spread = {}
     power = np.abs(np.nan_to_num(array)).astype(np.float64) ** 2
     for axis in axes:

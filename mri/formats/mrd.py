@@ -124,7 +124,7 @@ def _has(heads: np.ndarray, flag: int) -> np.ndarray:
 
 
 def _is_integrated(imaging: np.ndarray, calibration: np.ndarray) -> bool:
-    """Whether calibration readouts are ACS lines: of every frame, in the form of its other lines, and none of those."""
+    """Whether calibration readouts are ACS lines: in every frame, sampled like its imaging lines, none twice."""
     counters = ["phase", "repetition", "set", "slice", "kspace_encode_step_1", "kspace_encode_step_2"]
     own, others = (set(map(tuple, heads["idx"][counters].tolist())) for heads in (calibration, imaging))
     frames, others_frames = ({place[:4] for place in places} for places in (own, others))
@@ -141,7 +141,7 @@ def _sorted(path: Path, header: Header, acquisitions: np.ndarray) -> tuple[np.nd
     for flag, words in NO_IMAGE.items():
         these = keep & _has(heads, flag)
         if flag == CALIBRATION and _is_integrated(heads[keep & ~these], heads[these]):
-            said.append(f"{int(these.sum())} calibration readouts fill lines of every frame and are used (ACS)")
+            said.append(f"{int(these.sum())} calibration readouts are ACS lines of every frame and are used")
         elif these.any():
             said.append(f"{int(these.sum())} {words} readouts are left out")
             keep &= ~these

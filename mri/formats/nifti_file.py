@@ -85,10 +85,11 @@ def read(path: Path, options: ReadOptions) -> Stored:
         raise InputError(f"{path} holds RGB images; save them as greyscale.")
     array = array.transpose(2, 1, 0)[:, None]  # (x, y, time)
     milliseconds = MILLISECONDS.get(units & 56)
-    step = float(zooms[3]) * milliseconds if len(zooms) > 3 and milliseconds else 0.0
+    stated = float(zooms[3]) if len(zooms) > 3 else 0.0
+    step = stated * (milliseconds or 0.0)
     unknown = []
-    if milliseconds is None and len(zooms) > 3 and float(zooms[3]) not in (0.0, 1.0):
-        unknown = [f"the time step, {float(zooms[3]):g}, has no unit in the header, so the frame times are unknown"]
+    if milliseconds is None and stated not in (0.0, 1.0):
+        unknown = [f"the time step, {stated:g}, has no unit of time in the header, so the frame times are unknown"]
     chosen = index[2] if isinstance(index[2], int) else 0
     affine = affine.copy()
     affine[:3, 3] += chosen * affine[:3, 2]

@@ -243,7 +243,7 @@ def test_what_lies_beside_kspace(tmp_path, coils, image):
     np.savez(path, kspace=coils[0].numpy(), noise=noise.T.numpy(), image=image[:, :63].numpy())
     stored = formats.load_scan(path)
     assert torch.equal(stored.noise, noise) and "axes exchanged" in str(stored)
-    assert stored.image is None and "'image' (6, 63, 64) is no reference" in str(stored)
+    assert stored.image is None and "'image' (6, 63, 64) is not used as the reference" in str(stored)
     np.savez(path, kspace=coils[0].numpy(), noise=noise[:3].numpy())
     refusal(path, "'noise' (3, 100)", "4 coils", load=formats.load_scan)
     np.save(tmp_path / "maps.npy", maps.permute(1, 2, 0).numpy())

@@ -267,7 +267,7 @@ def test_calibration_lines_of_every_frame_are_its_centre(tmp_path, oversampled, 
             values = oversampled[frame, :, line].numpy()
             file.add(values, [ismrmrd.ACQ_IS_PARALLEL_CALIBRATION], phase=frame, kspace_encode_step_1=line)
     stored = load_scan(path)
-    words = f"{6 * FRAMES} calibration readouts fill" if integrated else "6 calibration readouts are left out"
+    words = f"{6 * FRAMES} calibration readouts are ACS lines" if integrated else "6 calibration readouts are left out"
     assert words in str(stored)
     expected = outer.clone()
     expected[:, acs] = integrated

@@ -66,12 +66,13 @@ def test_the_content_decides_and_not_the_suffix(tmp_path, image):
 def test_units_of_time(tmp_path, image, unit, step, expected):
     path = save(tmp_path / "scan.nii", image[:, None], unit=unit, step=step)
     assert load_scan(path).geometry.frame_time_ms == expected
-    assert "no unit" not in str(load_scan(path))
+    assert "no unit of time" not in str(load_scan(path))
 
 
 def test_a_time_step_without_a_unit_is_said(tmp_path, image):
     stored = load_scan(save(tmp_path / "scan.nii", image[:, None], unit="unknown", step=0.04))
-    assert stored.geometry.frame_time_ms is None and "the time step, 0.04, has no unit in the header" in str(stored)
+    assert stored.geometry.frame_time_ms is None
+    assert "the time step, 0.04, has no unit of time in the header" in str(stored)
 
 
 def test_integers_are_scaled(tmp_path, image):
