@@ -152,9 +152,11 @@ class Scan:
             raise InputError(f"a sample{where} is NaN or infinite; repair the scan, or leave that coil out.")
         largest = kspace.abs().max().item()
         if largest and not SMALLEST < largest < 1 / SMALLEST:
+            source = more.get("source")
+            where = f"{source.path}: " if source is not None and source.path else ""
             raise InputError(
-                f"the largest k-space sample is {largest:.1e}, beyond the range of single precision when squared; "
-                "rescale the scan to values of about 1."
+                f"{where}the largest k-space sample is {largest:.1e}, beyond the range of single precision when "
+                "squared; rescale the scan to values of about 1."
             )
         noise_std = more.get("noise_std")
         if noise_std is not None:

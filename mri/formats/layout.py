@@ -192,7 +192,8 @@ def _flattest_axis(array: np.ndarray, axes: list[int]) -> int | None:
 def _log_spread(array: np.ndarray, axes: list[int]) -> dict[int, float]:
     """How unevenly the energy is spread along each axis: large for ky and kx, small for time and coils."""
     spread = {}
-    power = np.abs(np.nan_to_num(array)).astype(np.float64) ** 2
+    finite = np.where(np.isfinite(array), array, 0)  # what is not is named later
+    power = np.abs(finite).astype(np.float64) ** 2
     for axis in axes:
         energy = power.sum(axis=tuple(i for i in range(array.ndim) if i != axis))
         log = np.log(energy[energy > 0]) if energy.any() else np.zeros(1)
