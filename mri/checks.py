@@ -46,7 +46,7 @@ def scan_remarks(scan: Scan) -> list[str]:
     mean = power.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
     row, column = divmod(int(mean.argmax()), width)
     edge = torch.ones_like(mean, dtype=torch.bool)
-    edge[height // 8 : -(height // 8), width // 8 : -(width // 8)] = False
+    edge[max(1, height // 8) : -max(1, height // 8), max(1, width // 8) : -max(1, width // 8)] = False
     edge &= mask.any(dim=0)
     # what hides in noise has words of its own
     is_noise = bool(edge.any() and mean[edge].mean() > NOISE_ONLY * mean[mask.any(dim=0)].mean())

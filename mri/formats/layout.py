@@ -134,8 +134,7 @@ def _coil_axis(where: str, array: np.ndarray, kept: list[int], frames_axis: int 
     if not sampled.all() and len(constant) in (1, 2):
         short = sorted(constant, key=lambda i: array.shape[i])
         lengths = [array.shape[i] for i in short]
-        spread = _log_spread(array, kept)
-        if len(short) == 1 and FLAT * sorted(spread.values())[1] < spread[short[0]]:  # peaked, so it is the readout
+        if len(short) == 1 and _is_peaked(array, short[0], kept):  # so it is the readout
             raise InputError(
                 f"{where} of shape {array.shape}: not every coil has the same samples (a coil without signal in "
                 "part of the scan?); leave out the broken coil, or set --coils_axis to use the scan as it is."
@@ -187,6 +186,12 @@ def _flattest_axis(array: np.ndarray, axes: list[int]) -> int | None:
     spread = _log_spread(array, axes)
     first, second = sorted(axes, key=lambda axis: spread[axis])[:2]
     return first if FLAT * spread[first] < spread[second] else None
+
+
+def _is_peaked(array: np.ndarray, axis: int, axes: list[int]) -> bool:
+    """Whether the energy of k-space has a peak along an axis, as along ky and kx."""
+    spread = _log_spread(array, axes)
+    return FLAT * sorted(spread.values())[1] < spread[axis]
 
 
 def _log_spread(array: np.ndarray, axes: list[int]) -> dict[int, float]:
