@@ -20,14 +20,15 @@ CLEAR = 2.0  # standard errors by which the better of two images is better
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Three disjoint sets of measured samples, boolean `(frames, ky, kx)`, each used for one purpose alone.
+    """Three disjoint sets of measured samples, boolean `(frames, ky, kx)`, each used for one purpose.
 
     Attributes
     ----------
     settings
         choose the OU's settings.
     admission
-        decide whether and how far a prior is followed. The set that chose the settings would favour what it fitted.
+        decide whether and how far a prior is followed. The set that chose the settings would favour what it fitted; it
+        may serve as well only to compare images that were made with the same settings.
     report
         are only reported: quality without a reference.
     kept
@@ -149,6 +150,18 @@ def improvement(
     # of what little would be left, an error of σ could make any share
     before = max(total - noise if total - noise > LEAST_ERROR * total else total, 1e-30)
     return Improvement(min(difference.sum().item() / before, 1.0), bool(difference.mean() > CLEAR * standard_error))
+
+
+def fitted_step(
+    model: ForwardModel, measured: Tensor, held: Tensor, simple: Tensor, other: Tensor, noise_std: float
+) -> float:
+    """How far to go from one image to another, 0 … 1: least squares at held-out samples. As `improvement`."""
+    at = held[:, None]
+    error = torch.where(at, measured - model.kspace(simple), 0)
+    weight = held_out_weight(error, held, noise_std)
+    effect = weight * torch.where(at, model.kspace(other - simple), 0)
+    overlap = torch.vdot(effect.flatten(), (weight * error).flatten()).real
+    return (overlap / effect.norm().square().clamp(min=1e-30)).clamp(0, 1).item()
 
 
 def missing_error(error: Tensor, held_out: Tensor, mask: Tensor, noise_std: float = 0.0) -> float:

@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from models.prior import Prior
-from mri.holdout import held_out_weight, improvement, missing_error
+from mri.holdout import fitted_step, held_out_weight, improvement, missing_error
 from mri.masks import is_lines
 from reconstruction.optimization_unit import OUResult
 from reconstruction.prepare import Problem
@@ -43,6 +43,8 @@ class Schedule:
     error_before, error_after
         held-out error of the start, and after the priors; the noise of the samples is subtracted. Weighted as in
         `fit_prior`, or of priors in turn with the OU as `error_std`.
+    followed
+        of priors in turn with the OU, the share of the way from the OU's result to theirs that is taken.
     """
 
     steps: tuple[Step, ...] = ()
@@ -51,6 +53,7 @@ class Schedule:
     held_out: int = 0
     error_before: float = 0.0
     error_after: float = 0.0
+    followed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,13 @@ def fit_prior(test: HeldOutProblem, prior: Prior, image: Tensor, sigma: float) -
     """
     reduced, problem = test.reduced, test.problem
     change = reduced.model.unmeasured(prior.denoise(image, reduced.model, sigma, reduced.periodic) - image)
-    held, error = test.held[:, None], test.error(image)
-    weight = held_out_weight(error, test.held, problem.held_out_noise)
-    effect = weight * torch.where(held, reduced.model.kspace(change), 0)
-    overlap = torch.vdot(effect.flatten(), (weight * error).flatten()).real
-    fit = (overlap / effect.norm().square().clamp(min=1e-30)).clamp(0, 1).item()
+    samples = (problem.model, problem.measured, test.held)
+    fit = fitted_step(*samples, image, image + change, problem.held_out_noise)
     # the next prior continues from the best image, not from the longer step
     best = image + fit * change
-    gain = improvement(problem.model, problem.measured, test.held, image, best, problem.held_out_noise)
+    gain = improvement(*samples, image, best, problem.held_out_noise)
+    error = test.error(image)
+    weight = held_out_weight(error, test.held, problem.held_out_noise)
     noise = problem.held_out_noise**2 * len(problem.model.maps) * (weight.square() * test.held).sum().item()
     before = max((weight * error).norm().square().item() - noise, 0.0) ** 0.5
     after = before * max(1 - gain.share, 0.0) ** 0.5

@@ -1,8 +1,9 @@
 """OU and priors in turn, within one iteration: the cascade of the paper with priors of moving scenes.
 
 The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
-steps a prior is applied after every second one, at the noise level that corresponds to the step's threshold: GM first,
-where the level is high, LM at the end. Data consistency follows each time.
+steps a prior is applied after every second one, at a noise level σ that begins with the error of the held-out samples,
+and ends with the threshold of the last step: GM first, where σ is high, LM at the end. Data consistency follows each
+time.
 """
 
 from collections import deque
@@ -10,10 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.functional import max_pool2d
 from tqdm import tqdm
 
 from models.prior import Prior
-from mri.holdout import improvement, missing_error
+from mri.fourier import fft2c, ifft2c
+from mri.holdout import fitted_step, improvement, missing_error
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.lowrank.along_motion import Schedule as LowRankSchedule
 from reconstruction.calibration import Schedule
@@ -25,9 +28,11 @@ Tensor = torch.Tensor
 EVERY = 2  # steps of the OU from one prior to the next
 EARLY = 0.125  # share of the turns for each prior but the last
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
+ERROR_SHARE = 0.5  # and of the error that the held-out samples tell of: near DC, as they are, it is twice as large
 STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
 GENTLE = 0.006  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
+REACH = 2  # samples of k-space
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
 
 
@@ -45,20 +50,32 @@ def step_size(sigma: float) -> float:
     return STEP_SIZE * min(1.0, GENTLE / sigma)
 
 
+def noise_levels(schedule: LowRankSchedule, steps: list[int], error_std: float = 0.0) -> dict[int, float]:
+    """σ per real channel at each of `steps`: NOISE_SHARE of its threshold, raised so that the first begins with
+    ERROR_SHARE of `error_std`, the error per real channel, if that is more; the raise falls to none at the last.
+    """
+    first = NOISE_SHARE * schedule.noise(steps[0])
+    raised, last = max(1.0, ERROR_SHARE * error_std / first), max(len(steps) - 1, 1)
+    return {
+        step: NOISE_SHARE * schedule.noise(step) * raised ** (1 - number / last) for number, step in enumerate(steps)
+    }
+
+
 def follow_priors(
-    priors: list[Prior], schedule: LowRankSchedule, periodic: bool, bar: tqdm | None = None,
+    priors: list[Prior], schedule: LowRankSchedule, periodic: bool, error_std: float = 0.0, bar: tqdm | None = None,
     taken: list[dict[str, float]] | None = None,
-) -> Callable[[Tensor, float, int], Tensor]:
+) -> Callable[[Tensor, int], Tensor]:
     """x ← x + a(σ) (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie).
 
     Step, σ, a and the prior's place in the cascade are added to `taken` each time.
     """
     own = turns(schedule, len(priors))
+    levels = noise_levels(schedule, sorted(own), error_std)
 
-    def follow(x: Tensor, nu: float, step: int) -> Tensor:
+    def follow(x: Tensor, step: int) -> Tensor:
         if step not in own:
             return x
-        prior, sigma = priors[own[step]], NOISE_SHARE * nu
+        prior, sigma = priors[own[step]], levels[step]
         if not prior.sigma_min <= sigma <= prior.sigma_max:  # where it was not trained it would only smooth
             return x
         size = step_size(sigma)
@@ -73,9 +90,10 @@ def follow_priors(
 
 
 def solve_in_turn(
-    problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, seed: int, bar: tqdm | None = None
+    problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, error_std: float, seed: int,
+    bar: tqdm | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """The later half of the OU's steps from the state `halfway`, with the priors.
+    """The later half of the OU's steps from the state `halfway`, whose error is `error_std`, with the priors.
 
     Returns
     -------
@@ -83,7 +101,7 @@ def solve_in_turn(
     """
     schedule = motion_schedule(problem, result.settings.motion_steps)
     taken: list[dict[str, float]] = []
-    follow = follow_priors(priors, schedule, problem.periodic, bar, taken)
+    follow = follow_priors(priors, schedule, problem.periodic, error_std, bar, taken)
     steps = motion_low_rank(
         halfway, problem.model, problem.measured, result.settings.motion_patches, schedule, problem.periodic, seed,
         follow, schedule.steps // 2,
@@ -117,32 +135,67 @@ class Followed:
     passes: int = 0
 
 
+def how_far(problem: Problem, held: Tensor, unit: Tensor, tried: Tensor) -> tuple[float, float]:
+    """Share of the way from the OU's images to those with the priors, 0 if they are not clearly better at the samples
+    `held`, which neither has seen; and the share of the squared error there that this removes.
+
+    The samples lie near DC and fit too short a way (0.5 to 1 where the best is 0.8 to 1.5,
+    benchmarks/results/priors.md): the mean of the fit and 1 is taken if it is clearly better, else the fit itself.
+    """
+    samples, noise_std = (problem.model, problem.measured, held), problem.held_out_noise
+    fit = fitted_step(*samples, unit, tried, noise_std)
+    for far in ((1 + fit) / 2, fit):
+        better = improvement(*samples, unit, unit + far * (tried - unit), noise_std)
+        if better.share >= MARGIN and (better.is_clear or better.share > MUCH):
+            return far, better.share
+    return 0.0, 0.0
+
+
+def held_out_error(problem: Problem, held: Tensor, image: Tensor, noise_std: float) -> float:
+    """Standard deviation per real channel of the error in the missing samples, from that at the samples `held`."""
+    error = torch.where(held[:, None], problem.measured - problem.model.kspace(image), 0)
+    return missing_error(error, held, problem.model.mask, noise_std)
+
+
+def within_reach(problem: Problem, change: Tensor) -> Tensor:
+    """A change of the images, in k-space up to REACH samples from where any frame was sampled.
+
+    Elsewhere, as in the corners of radial scans, no sample can tell whether what a prior adds is true.
+    """
+    sampled = problem.model.mask.any(dim=0)
+    near = max_pool2d(sampled[None].float(), 2 * REACH + 1, 1, REACH)[0] > 0
+    return change if near.all() else ifft2c(torch.where(near, fft2c(change), 0))
+
+
 def cascade_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, seed: int, bar: tqdm | None = None
 ) -> Followed:
-    """Follow the priors within the OU where that predicts held-out samples better than the OU alone.
+    """Follow the priors within the OU if, and as far as, that predicts held-out samples better than the OU alone.
 
-    Tried without the held-out samples first; the samples for admission decide (`mri.holdout.hold_out_sets`).
+    Tried without the held-out samples first. Those for admission decide, and those for the OU's settings with them, as
+    both images have the same settings (`mri.holdout.hold_out_sets`).
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
         return Followed(result.image, Schedule(), result.without_held_out)
     assert result.halfway is not None and result.halfway_without is not None
-    held, reduced = result.held_out.admission, problem.restricted(result.held_out.kept)
+    held, unit = result.held_out.admission | result.held_out.settings, result.without_held_out
+    reduced = problem.restricted(result.held_out.kept)
     if bar is not None:
         schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
         bar.total = sum(len(turns(schedule, len(priors))) for schedule in schedules)
-    without, tried = solve_in_turn(reduced, priors, result, result.halfway_without, seed, bar)
-    noise_std = problem.held_out_noise
-    better = improvement(problem.model, problem.measured, held, result.without_held_out, without, noise_std)
-    error = torch.where(held[:, None], problem.measured - reduced.model.kspace(result.without_held_out), 0)
-    before = missing_error(error, held, problem.model.mask, noise_std)
-    count = int(held.sum())
-    if better.share < MARGIN or not (better.is_clear or better.share > MUCH):
-        schedule = Schedule((), (0.0,) * len(priors), before, count, before, before)
-        return Followed(result.image, schedule, result.without_held_out, passes=len(tried))
-    image, taken = solve_in_turn(problem, priors, result, result.halfway, seed, bar)
+    # where σ is but an upper bound too much may be subtracted: then the thresholds decide
+    error_std = held_out_error(problem, held, result.halfway_without.low_rank, problem.noise_std)
+    tried, trial = solve_in_turn(reduced, priors, result, result.halfway_without, error_std, seed, bar)
+    tried = unit + within_reach(problem, tried - unit)
+    far, share = how_far(problem, held, unit, tried)
+    before, count = held_out_error(problem, held, unit, problem.held_out_noise), int(held.sum())
+    if not far:
+        schedule = Schedule((), (0.0,) * len(priors), before, count, before, before, 0.0)
+        return Followed(result.image, schedule, unit, passes=len(trial))
+    image, taken = solve_in_turn(problem, priors, result, result.halfway, error_std, seed, bar)
     # on average; 0 of a prior that does not know the noise levels of its turns
     own = [[one["step_size"] for one in taken if one["prior"] == place] for place in range(len(priors))]
     sizes = tuple(sum(each) / max(len(each), 1) for each in own)
-    schedule = Schedule((), sizes, before, count, before, before * (1 - better.share) ** 0.5)
-    return Followed(image, schedule, without, tuple(taken), len(tried) + len(taken))
+    schedule = Schedule((), sizes, before, count, before, before * (1 - share) ** 0.5, far)
+    image = result.image + far * within_reach(problem, image - result.image)
+    return Followed(image, schedule, unit + far * (tried - unit), tuple(taken), len(trial) + len(taken))

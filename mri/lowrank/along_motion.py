@@ -259,7 +259,7 @@ def motion_low_rank(
     schedule: Schedule | None = None,
     periodic: bool = False,
     seed: int = 0,
-    follow: Callable[[Tensor, float, int], Tensor] | None = None,
+    follow: Callable[[Tensor, int], Tensor] | None = None,
     first: int = 0,
 ) -> Iterator[Iterate]:
     """Low rank along the motion and data consistency in turn, with FISTA's momentum, from large thresholds to small.
@@ -280,7 +280,7 @@ def motion_low_rank(
     seed
         of the shifts of the patches.
     follow
-        applied to the low-rank images of each step, called with them, ν and the number of the step: a prior.
+        applied to the low-rank images of each step, called with them and the number of the step: a prior.
     first
         the step of the schedule to begin with.
 
@@ -310,7 +310,7 @@ def motion_low_rank(
         previous = image
         low_rank = shrink_tracks(momentum, tracks[patch], threshold, (down, right))
         if follow is not None:
-            low_rank = follow(low_rank, schedule.noise(step), step)
+            low_rank = follow(low_rank, step)
         image = model.consistent(low_rank, measured)
         t_next = (1 + math.sqrt(1 + 4 * t * t)) / 2
         momentum = image + (t - 1) / t_next * (image - previous)

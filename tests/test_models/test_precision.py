@@ -39,7 +39,7 @@ def test_bfloat16_costs_less_than_a_twentieth_of_a_decibel(scan):
     assert abs(exact["psnr"] - short["psnr"]) < 0.05 and abs(exact["nmse"] / short["nmse"] - 1) < 0.02
     assert results["bf16"].image.dtype == torch.complex64
     assert not torch.equal(results["bf16"].image, results["fp32"].image)
-    assert results["fp32"].settings["calibration"]["step_sizes"] == (0.5, 0.5)  # the networks were used
+    assert min(results["fp32"].settings["calibration"]["step_sizes"]) > 0  # the networks were used
 
 
 def test_the_networks_are_compiled_and_give_the_same(monkeypatch, scan):

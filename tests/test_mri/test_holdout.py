@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mri.fourier import fft2c
-from mri.holdout import SHARE, copies_of, hold_out_sets, improvement, missing_error
+from mri.holdout import SHARE, copies_of, fitted_step, hold_out_sets, improvement, missing_error
 from mri.masks import acs_rows, make_mask
 from mri.operators import ForwardModel
 
@@ -92,6 +92,16 @@ def test_improvement_is_the_share_of_the_error_without_the_noise():
         assert worse.share < 0 and not worse.is_clear
         same = improvement(model, measured, held, truth + error, truth + error, sigma)
         assert same.share == 0 and not same.is_clear
+
+
+def test_the_fitted_step_leads_to_the_best_image():
+    model = ForwardModel.of_one_coil(make_mask("uniform", (16, 64, 64), 4, 8))
+    generator = torch.Generator().manual_seed(3)
+    truth, error = (torch.randn(16, 64, 64, dtype=torch.complex64, generator=generator) for _ in range(2))
+    samples = (model, torch.where(model.mask[:, None], fft2c(truth)[:, None], 0), hold_out_sets(model.mask).admission)
+    for length, step in ((1.0, 1.0), (0.5, 1.0), (2.0, 0.5), (-1.0, 0.0), (0.0, 0.0)):
+        simple = truth + error
+        assert fitted_step(*samples, simple, simple - length * error, 0.0) == pytest.approx(step, abs=1e-5)
 
 
 def test_noise_of_the_held_out_samples_is_no_error():

@@ -7,11 +7,25 @@ import torch
 
 from models.ncsnpp import NCSNpp
 from models.prior import Prior
+from mri.fourier import fft2c
 from mri.lowrank.along_motion import Schedule
 from mri.masks import make_mask
 from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
-from reconstruction.in_turn import GENTLE, NOISE_SHARE, STEP_SIZE, cascade_in_turn, follow_priors, step_size, turns
+from reconstruction.in_turn import (
+    ERROR_SHARE,
+    GENTLE,
+    NOISE_SHARE,
+    REACH,
+    STEP_SIZE,
+    cascade_in_turn,
+    follow_priors,
+    how_far,
+    noise_levels,
+    step_size,
+    turns,
+    within_reach,
+)
 from reconstruction.optimization_unit import run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
@@ -66,14 +80,26 @@ def test_a_prior_gets_the_noise_of_its_step(problem, network):
     schedule = Schedule(0.1, 0.01, 10)
     follow = follow_priors([prior], schedule, False)
     x = torch.zeros_like(problem[1])
-    assert torch.equal(follow(x, schedule.noise(0), 0), x)
-    assert torch.allclose(follow(x, schedule.noise(9), 9), STEP_SIZE * problem[1])
+    assert torch.equal(follow(x, 0), x)
+    assert torch.allclose(follow(x, 9), STEP_SIZE * problem[1])
     assert seen == [pytest.approx(NOISE_SHARE * 0.01)]
     noisy = Schedule(0.1, 4 * GENTLE / NOISE_SHARE, 10)  # the noisier, the less far it is followed
-    assert torch.allclose(follow_priors([prior], noisy, False)(x, noisy.noise(9), 9), STEP_SIZE / 4 * problem[1])
+    assert torch.allclose(follow_priors([prior], noisy, False)(x, 9), STEP_SIZE / 4 * problem[1])
     assert seen.pop() == pytest.approx(4 * GENTLE) and step_size(4 * GENTLE) == STEP_SIZE / 4
     for unknown in (0.9 * prior.sigma_min, 1.1 * prior.sigma_max):
-        assert torch.equal(follow(x, unknown / NOISE_SHARE, 9), x) and len(seen) == 1
+        outside = Schedule(2 * unknown / NOISE_SHARE, unknown / NOISE_SHARE, 10)
+        assert torch.equal(follow_priors([prior], outside, False)(x, 9), x) and len(seen) == 1
+
+
+def test_the_noise_level_begins_with_the_held_out_error_and_ends_with_the_threshold():
+    schedule, steps = Schedule(0.1, 0.01, 40), [21, 23, 39]
+    plain = noise_levels(schedule, steps)
+    assert plain == {step: NOISE_SHARE * schedule.noise(step) for step in steps}
+    assert noise_levels(schedule, steps, plain[21] / ERROR_SHARE / 2) == plain  # an error below the threshold's
+    raised = noise_levels(schedule, steps, 3 * plain[21] / ERROR_SHARE)
+    assert raised[21] == pytest.approx(3 * plain[21]) and raised[39] == plain[39]
+    assert raised[23] == pytest.approx(3**0.5 * plain[23])
+    assert noise_levels(schedule, [39], 1.0)[39] == pytest.approx(ERROR_SHARE)
 
 
 def error(image, truth):
@@ -86,7 +112,7 @@ def test_a_prior_that_helps_is_followed_and_one_that_harms_is_not(problem, resul
     good = [Known(network, truth, 0.8, []) for _ in range(2)]
     followed = cascade_in_turn(found, good, result, 0)
     schedule = followed.schedule
-    assert schedule.step_sizes == (STEP_SIZE, STEP_SIZE) and schedule.error_after < schedule.error_before
+    assert all(0 < size <= STEP_SIZE for size in schedule.step_sizes) and schedule.error_after < schedule.error_before
     assert error(followed.image, truth) < 0.8 * error(result.image, truth) and followed.without is not None
     assert followed.passes == 2 * len(followed.log) == sum(len(prior.seen) for prior in good)
     assert [one["prior"] for one in followed.log] == sorted(one["prior"] for one in followed.log)
@@ -101,10 +127,42 @@ def test_a_prior_that_knows_no_noise_level_of_its_turns_is_not_called_accepted(p
     truth = truth.mT if found.turned else truth
     elsewhere = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), sigma_min=0.5, sigma_max=0.9)
     followed = cascade_in_turn(found, [Known(network, truth, 0.8, []), Known(elsewhere, truth, 0.8, [])], result, 0)
-    assert followed.schedule.step_sizes == (STEP_SIZE, 0) and {one["prior"] for one in followed.log} == {0}
+    sizes = followed.schedule.step_sizes
+    assert sizes[0] > 0 == sizes[1] and {one["prior"] for one in followed.log} == {0}
 
 
 def test_without_held_out_samples_nothing_is_followed(problem, result, network):
     prior = Known(network, problem[1], 1.0, [])
     followed = cascade_in_turn(problem[0], [prior], replace(result, held_out=None), 0)
     assert torch.equal(followed.image, result.image) and followed.schedule.held_out == 0
+
+
+def test_how_far_the_priors_are_followed(problem, result):
+    """The mean of the fit and 1 where that is better than the OU alone, else the fit, else not at all."""
+    found, truth = problem
+    truth = truth.mT if found.turned else truth
+    held, unit = result.held_out.admission, result.without_held_out
+    for length, far in ((1.0, 1.0), (0.5, 1.0), (2.0, 0.75), (4.0, 0.25), (-1.0, 0.0)):
+        decided, share = how_far(found, held, unit, unit + length * (truth - unit))
+        assert decided == pytest.approx(far, abs=1e-3)
+        assert share == pytest.approx(1 - (1 - far * length) ** 2 if far else 0, abs=1e-2)
+
+
+def test_less_of_a_change_that_goes_too_far_is_taken(problem, result, network):
+    found, truth = problem
+    truth = truth.mT if found.turned else truth
+    whole = cascade_in_turn(found, [Known(network, truth, 0.8, [])], result, 0)
+    beyond = cascade_in_turn(found, [Known(network, truth, 3.4, [])], result, 0)
+    assert 0 < beyond.schedule.followed < whole.schedule.followed
+    assert error(beyond.image, truth) < error(result.image, truth)
+
+
+def test_nothing_is_changed_where_no_frame_has_samples(problem):
+    found, truth = problem
+    change = torch.randn(truth.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(within_reach(found, change), change)  # all lines are in some frame
+    mask = torch.zeros(8, 64, 64, dtype=torch.bool)
+    mask[:4, 20:40, 20:40], mask[4:, 30:44, 20:40] = True, True
+    kept = fft2c(within_reach(replace(found, model=replace(found.model, mask=mask)), change)).abs() > 1e-4
+    assert kept[:, 20 - REACH : 44 + REACH, 20 - REACH : 40 + REACH].all()
+    assert kept.sum() == 8 * (24 + 2 * REACH) * (20 + 2 * REACH)
