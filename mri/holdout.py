@@ -20,15 +20,15 @@ CLEAR = 2.0  # standard errors by which the better of two images is better
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Three disjoint sets of measured samples, boolean `(frames, ky, kx)`, each used for one purpose.
+    """Three disjoint sets of measured samples, boolean `(frames, ky, kx)`.
 
     Attributes
     ----------
     settings
-        choose the OU's settings.
+        choose the OU's settings; with `admission`, also whether and how far priors in turn with the OU are followed.
     admission
-        decide whether and how far a prior is followed. The set that chose the settings would favour what it fitted; it
-        may serve as well only to compare images that were made with the same settings.
+        decide whether and how far a prior is followed. `settings` alone would favour the operator it chose; it is added
+        only to compare images with the same settings of the OU.
     report
         are only reported: quality without a reference.
     kept
@@ -155,7 +155,7 @@ def improvement(
 def fitted_step(
     model: ForwardModel, measured: Tensor, held: Tensor, simple: Tensor, other: Tensor, noise_std: float
 ) -> float:
-    """How far to go from one image to another, 0 … 1: least squares at held-out samples. As `improvement`."""
+    """Least-squares step from `simple` to `other` at the held-out samples, clipped to 0 … 1. See `improvement`."""
     at = held[:, None]
     error = torch.where(at, measured - model.kspace(simple), 0)
     weight = held_out_weight(error, held, noise_std)

@@ -44,7 +44,7 @@ class Schedule:
         held-out error of the start, and after the priors; the noise of the samples is subtracted. Weighted as in
         `fit_prior`, or of priors in turn with the OU as `error_std`.
     followed
-        of priors in turn with the OU, the share of the way from the OU's result to theirs that is taken.
+        share of the change from the start that is applied; below 1 only for priors in turn with the OU.
     """
 
     steps: tuple[Step, ...] = ()
@@ -53,7 +53,7 @@ class Schedule:
     held_out: int = 0
     error_before: float = 0.0
     error_after: float = 0.0
-    followed: float = 1.0
+    followed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,8 @@ def calibrate(
             bar.set_postfix(held_out_error=f"{share:.3g}", sigma=f"{sigma:.3g}", step_size=f"{fit.step_size:.2f}")
             bar.update()
     sizes = tuple(fit.step_size for fit in fits)
-    schedule = Schedule(tuple(steps), sizes, error_std, test.count, fits[0].before, fits[-1].after)
+    followed = float(any(sizes))
+    schedule = Schedule(tuple(steps), sizes, error_std, test.count, fits[0].before, fits[-1].after, followed)
     return schedule, image
 
 

@@ -1,9 +1,8 @@
 """OU and priors in turn, within one iteration: the cascade of the paper with priors of moving scenes.
 
 The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
-steps a prior is applied after every second one, at a noise level σ that begins with the error of the held-out samples,
-and ends with the threshold of the last step: GM first, where σ is high, LM at the end. Data consistency follows each
-time.
+steps a prior is applied after every second one, at a noise level σ that begins at half of the held-out error and ends
+at half of the last threshold: GM first, where σ is high, then LM. Data consistency follows each time.
 """
 
 from collections import deque
@@ -28,12 +27,12 @@ Tensor = torch.Tensor
 EVERY = 2  # steps of the OU from one prior to the next
 EARLY = 0.125  # share of the turns for each prior but the last
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
-ERROR_SHARE = 0.5  # and of the error that the held-out samples tell of: near DC, as they are, it is twice as large
+ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true one on one scan (…/results/priors.md)
 STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
 GENTLE = 0.006  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
-REACH = 2  # samples of k-space
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
+REACH = 2  # k-space samples; see `within_reach`
 
 
 def turns(schedule: LowRankSchedule, count: int) -> dict[int, int]:
@@ -51,8 +50,10 @@ def step_size(sigma: float) -> float:
 
 
 def noise_levels(schedule: LowRankSchedule, steps: list[int], error_std: float = 0.0) -> dict[int, float]:
-    """σ per real channel at each of `steps`: NOISE_SHARE of its threshold, raised so that the first begins with
-    ERROR_SHARE of `error_std`, the error per real channel, if that is more; the raise falls to none at the last.
+    """σ per real channel at each of `steps`: NOISE_SHARE of the threshold ν.
+
+    If ERROR_SHARE of `error_std`, an error per real channel, is larger at the first step, σ begins there; the ratio of
+    the two falls geometrically to 1 at the last step. With a single step it stays.
     """
     first = NOISE_SHARE * schedule.noise(steps[0])
     raised, last = max(1.0, ERROR_SHARE * error_std / first), max(len(steps) - 1, 1)
@@ -75,7 +76,9 @@ def follow_priors(
     def follow(x: Tensor, step: int) -> Tensor:
         if step not in own:
             return x
-        prior, sigma = priors[own[step]], levels[step]
+        prior = priors[own[step]]
+        # raised no further than the prior was trained for
+        sigma = max(NOISE_SHARE * schedule.noise(step), min(levels[step], prior.sigma_max))
         if not prior.sigma_min <= sigma <= prior.sigma_max:  # where it was not trained it would only smooth
             return x
         size = step_size(sigma)
@@ -93,7 +96,7 @@ def solve_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, error_std: float, seed: int,
     bar: tqdm | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """The later half of the OU's steps from the state `halfway`, whose error is `error_std`, with the priors.
+    """The later half of the OU's steps from the state `halfway` (held-out error `error_std`), with the priors.
 
     Returns
     -------
@@ -136,11 +139,11 @@ class Followed:
 
 
 def how_far(problem: Problem, held: Tensor, unit: Tensor, tried: Tensor) -> tuple[float, float]:
-    """Share of the way from the OU's images to those with the priors, 0 if they are not clearly better at the samples
-    `held`, which neither has seen; and the share of the squared error there that this removes.
+    """Share of the change from the OU's images to those with the priors that is applied, and the share of the squared
+    held-out error that it removes; (0, 0) if the priors are not clearly better. `held`: samples that neither has seen.
 
-    The samples lie near DC and fit too short a way (0.5 to 1 where the best is 0.8 to 1.5,
-    benchmarks/results/priors.md): the mean of the fit and 1 is taken if it is clearly better, else the fit itself.
+    The least-squares fit is mostly too small: on seven rows it was 0.23 to 0.74, and going further gave a higher PSNR
+    on six (benchmarks/results/priors.md). So the mean of the fit and 1 is tried first, then the fit.
     """
     samples, noise_std = (problem.model, problem.measured, held), problem.held_out_noise
     fit = fitted_step(*samples, unit, tried, noise_std)
@@ -152,16 +155,19 @@ def how_far(problem: Problem, held: Tensor, unit: Tensor, tried: Tensor) -> tupl
 
 
 def held_out_error(problem: Problem, held: Tensor, image: Tensor, noise_std: float) -> float:
-    """Standard deviation per real channel of the error in the missing samples, from that at the samples `held`."""
+    """Standard deviation per real channel of the error in the missing samples, estimated at the samples `held`."""
     error = torch.where(held[:, None], problem.measured - problem.model.kspace(image), 0)
     return missing_error(error, held, problem.model.mask, noise_std)
 
 
 def within_reach(problem: Problem, change: Tensor) -> Tensor:
-    """A change of the images, in k-space up to REACH samples from where any frame was sampled.
+    """The part of a change of the images that lies within REACH k-space samples of a sample of any frame.
 
-    Elsewhere, as in the corners of radial scans, no sample can tell whether what a prior adds is true.
+    Elsewhere, as in the corners of radial scans or the omitted part of partial Fourier, no sample can confirm what a
+    prior adds. Of several coils all is kept: their maps spread k-space, so that samples tell of what lies farther away.
     """
+    if problem.model.coils > 1:
+        return change
     sampled = problem.model.mask.any(dim=0)
     near = max_pool2d(sampled[None].float(), 2 * REACH + 1, 1, REACH)[0] > 0
     return change if near.all() else ifft2c(torch.where(near, fft2c(change), 0))
@@ -170,10 +176,10 @@ def within_reach(problem: Problem, change: Tensor) -> Tensor:
 def cascade_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, seed: int, bar: tqdm | None = None
 ) -> Followed:
-    """Follow the priors within the OU if, and as far as, that predicts held-out samples better than the OU alone.
+    """Apply the priors within the OU if they predict held-out samples better than the OU alone, as far as they do.
 
-    Tried without the held-out samples first. Those for admission decide, and those for the OU's settings with them, as
-    both images have the same settings (`mri.holdout.hold_out_sets`).
+    They are first tried without the held-out samples. The sets `admission` and `settings` (`mri.holdout`) decide
+    together: both images have the same settings of the OU, so `settings` favours neither.
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
         return Followed(result.image, Schedule(), result.without_held_out)
@@ -183,7 +189,7 @@ def cascade_in_turn(
     if bar is not None:
         schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
         bar.total = sum(len(turns(schedule, len(priors))) for schedule in schedules)
-    # where σ is but an upper bound too much may be subtracted: then the thresholds decide
+    # if σ is only an upper bound, too much may be subtracted; the thresholds alone then set the noise levels
     error_std = held_out_error(problem, held, result.halfway_without.low_rank, problem.noise_std)
     tried, trial = solve_in_turn(reduced, priors, result, result.halfway_without, error_std, seed, bar)
     tried = unit + within_reach(problem, tried - unit)

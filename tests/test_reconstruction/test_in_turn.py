@@ -7,11 +7,13 @@ import torch
 
 from models.ncsnpp import NCSNpp
 from models.prior import Prior
-from mri.fourier import fft2c
+from mri.fourier import fft2c, ifft2c
+from mri.holdout import improvement
 from mri.lowrank.along_motion import Schedule
 from mri.masks import make_mask
 from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
+from mri.weighting import RAMP_FILTER
 from reconstruction.in_turn import (
     ERROR_SHARE,
     GENTLE,
@@ -20,13 +22,14 @@ from reconstruction.in_turn import (
     STEP_SIZE,
     cascade_in_turn,
     follow_priors,
+    held_out_error,
     how_far,
     noise_levels,
     step_size,
     turns,
     within_reach,
 )
-from reconstruction.optimization_unit import run_optimization_unit
+from reconstruction.optimization_unit import motion_schedule, run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
 
@@ -102,6 +105,15 @@ def test_the_noise_level_begins_with_the_held_out_error_and_ends_with_the_thresh
     assert noise_levels(schedule, [39], 1.0)[39] == pytest.approx(ERROR_SHARE)
 
 
+def test_the_noise_level_is_raised_no_further_than_the_prior_knows(problem, network):
+    seen: list[float] = []
+    schedule = Schedule(0.1, 0.01, 10)
+    follow = follow_priors([Known(network, problem[1], 1.0, seen)], schedule, False, error_std=10.0)
+    for step in sorted(turns(schedule, 1)):
+        follow(torch.zeros_like(problem[1]), step)
+    assert seen[0] == 0.2 and seen[-1] == pytest.approx(NOISE_SHARE * 0.01)  # σ_max of the network; the threshold
+
+
 def error(image, truth):
     return ((image - truth).norm() / truth.norm()).item()
 
@@ -115,6 +127,13 @@ def test_a_prior_that_helps_is_followed_and_one_that_harms_is_not(problem, resul
     assert all(0 < size <= STEP_SIZE for size in schedule.step_sizes) and schedule.error_after < schedule.error_before
     assert error(followed.image, truth) < 0.8 * error(result.image, truth) and followed.without is not None
     assert followed.passes == 2 * len(followed.log) == sum(len(prior.seen) for prior in good)
+    both = result.held_out.admission | result.held_out.settings
+    assert schedule.held_out == both.sum()
+    # σ begins at half of the error at the held-out samples halfway, which is more than half of the threshold here
+    ou, first = motion_schedule(found, OU.motion_steps), followed.log[0]
+    levels = noise_levels(ou, sorted(turns(ou, 2)), held_out_error(found, both, result.halfway_without.low_rank, 0.0))
+    assert first["sigma"] == pytest.approx(levels[first["step"]])
+    assert first["sigma"] > 1.1 * NOISE_SHARE * ou.noise(first["step"])
     assert [one["prior"] for one in followed.log] == sorted(one["prior"] for one in followed.log)
     bad = [Known(network, torch.roll(truth, 9, 1), 0.8, []) for _ in range(2)]
     followed = cascade_in_turn(found, bad, result, 0)
@@ -142,7 +161,8 @@ def test_how_far_the_priors_are_followed(problem, result):
     found, truth = problem
     truth = truth.mT if found.turned else truth
     held, unit = result.held_out.admission, result.without_held_out
-    for length, far in ((1.0, 1.0), (0.5, 1.0), (2.0, 0.75), (4.0, 0.25), (-1.0, 0.0)):
+    # the last removes 1 % of the squared error, which is too little
+    for length, far in ((1.0, 1.0), (0.5, 1.0), (2.0, 0.75), (4.0, 0.25), (-1.0, 0.0), (0.005, 0.0)):
         decided, share = how_far(found, held, unit, unit + length * (truth - unit))
         assert decided == pytest.approx(far, abs=1e-3)
         assert share == pytest.approx(1 - (1 - far * length) ** 2 if far else 0, abs=1e-2)
@@ -155,6 +175,7 @@ def test_less_of_a_change_that_goes_too_far_is_taken(problem, result, network):
     beyond = cascade_in_turn(found, [Known(network, truth, 3.4, [])], result, 0)
     assert 0 < beyond.schedule.followed < whole.schedule.followed
     assert error(beyond.image, truth) < error(result.image, truth)
+    assert error(beyond.without, truth) < error(result.without_held_out, truth)
 
 
 def test_nothing_is_changed_where_no_frame_has_samples(problem):
@@ -166,3 +187,41 @@ def test_nothing_is_changed_where_no_frame_has_samples(problem):
     kept = fft2c(within_reach(replace(found, model=replace(found.model, mask=mask)), change)).abs() > 1e-4
     assert kept[:, 20 - REACH : 44 + REACH, 20 - REACH : 40 + REACH].all()
     assert kept.sum() == 8 * (24 + 2 * REACH) * (20 + 2 * REACH)
+
+
+def test_what_a_single_line_says_is_not_enough(problem, result):
+    """6 % of the squared error removed: clear if in all held-out lines, chance if in one."""
+    found, truth = problem
+    held, truth = result.held_out.admission, truth.mT if found.turned else truth
+    error = torch.randn(truth.shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    error = torch.where(held, error / RAMP_FILTER.on(error), 0)  # of lines that weigh the same
+    unit = truth - ifft2c(error)
+    samples = (found.model, found.measured, held, unit)
+    frame, line = held.any(dim=-1).nonzero()[0].tolist()
+    one = torch.zeros_like(error)
+    one[frame, line] = error[frame, line]
+    whole = improvement(*samples, unit + ifft2c(one), 0.0).share
+    assert whole > 0.06
+    for change, share in ((error, 1.0), (one, whole)):
+        tried = unit + (1 - (1 - 0.06 / share) ** 0.5) * ifft2c(change)
+        found_share = improvement(*samples, tried, 0.0).share
+        assert found_share == pytest.approx(0.06, abs=1e-3)
+        assert (how_far(found, held, unit, tried)[0] > 0) == (change is error)
+
+
+def test_the_corners_of_radial_scans_stay_as_they_are(network):
+    heart = simulate_scan("heart", 8, 64, 3, 1, 0.0)
+    found = prepare(Scan.from_arrays(heart.kspace, make_mask("radial", (8, 64, 64), 4, 0), noise_std=0.0))
+    truth = heart.image.to(torch.complex64) / found.scale
+    result = run_optimization_unit(found, OU)
+    followed = cascade_in_turn(found, [Known(network, truth.mT if found.turned else truth, 0.8, [])], result, 0)
+    assert followed.schedule.followed > 0
+    for change in (followed.image - result.image, followed.without - result.without_held_out):
+        kspace = fft2c(change).abs()
+        assert kspace[:, 32, 32:].max() > 1e-3 and kspace[:, :6, :6].max() < 1e-5
+
+
+def test_an_overestimated_noise_level_leaves_the_thresholds(problem, result):
+    found, held = problem[0], result.held_out.admission
+    assert held_out_error(found, held, result.without_held_out, 0.0) > 0
+    assert held_out_error(found, held, result.without_held_out, 100.0) == 0
