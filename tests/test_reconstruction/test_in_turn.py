@@ -14,6 +14,7 @@ from mri.masks import make_mask
 from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
 from mri.weighting import RAMP_FILTER
+from reconstruction.calibration import Schedule as Decision
 from reconstruction.in_turn import (
     ERROR_SHARE,
     GENTLE,
@@ -29,6 +30,7 @@ from reconstruction.in_turn import (
     turns,
     within_reach,
 )
+from reconstruction.notes import priors_note
 from reconstruction.optimization_unit import motion_schedule, run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
@@ -225,3 +227,10 @@ def test_an_overestimated_noise_level_leaves_the_thresholds(problem, result):
     found, held = problem[0], result.held_out.admission
     assert held_out_error(found, held, result.without_held_out, 0.0) > 0
     assert held_out_error(found, held, result.without_held_out, 100.0) == 0
+
+
+@pytest.mark.parametrize("followed,words", [(0.63, "LM accepted (step size 0.50), 63% of their change applied;"),
+                                            (1.0, "LM accepted (step size 0.50);")])  # fmt: skip
+def test_the_note_says_how_far_the_priors_were_followed(problem, result, followed, words):
+    schedule = Decision((), (0.3, 0.5), 0.02, 100, 0.02, 0.01, followed)
+    assert words in priors_note(schedule, ("global", "local"), problem[0], result)
