@@ -178,30 +178,41 @@ def cascade_in_turn(
 ) -> Followed:
     """Apply the priors within the OU if they predict held-out samples better than the OU alone, as far as they do.
 
-    They are first tried without the held-out samples. The sets `admission` and `settings` (`mri.holdout`) decide
-    together: both images have the same settings of the OU, so `settings` favours neither.
+    They are first tried without the held-out samples: all in turn and, if these are rejected, each alone, the last
+    first. The sets `admission` and `settings` (`mri.holdout`) decide together: both images have the same settings of
+    the OU, so `settings` favours neither.
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
         return Followed(result.image, Schedule(), result.without_held_out)
     assert result.halfway is not None and result.halfway_without is not None
     held, unit = result.held_out.admission | result.held_out.settings, result.without_held_out
     reduced = problem.restricted(result.held_out.kept)
-    if bar is not None:
-        schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
-        bar.total = sum(len(turns(schedule, len(priors))) for schedule in schedules)
     # if σ is only an upper bound, too much may be subtracted; the thresholds alone then set the noise levels
     error_std = held_out_error(problem, held, result.halfway_without.low_rank, problem.noise_std)
-    tried, trial = solve_in_turn(reduced, priors, result, result.halfway_without, error_std, seed, bar)
-    tried = unit + within_reach(problem, tried - unit)
-    far, share = how_far(problem, held, unit, tried)
+
+    def solve(one: Problem, places: tuple[int, ...], halfway: Iterate) -> tuple[Tensor, list[dict[str, float]]]:
+        image, taken = solve_in_turn(one, [priors[place] for place in places], result, halfway, error_std, seed, bar)
+        return image, [{**step, "prior": places[int(step["prior"])]} for step in taken]
+
+    passes, far, share, every = 0, 0.0, 0.0, tuple(range(len(priors)))
+    for places in dict.fromkeys([every, *((place,) for place in every[::-1])]):
+        if bar is not None:
+            schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
+            bar.total = bar.n + sum(len(turns(schedule, len(places))) for schedule in schedules)
+        tried, trial = solve(reduced, places, result.halfway_without)
+        passes += len(trial)
+        tried = unit + within_reach(problem, tried - unit)
+        far, share = how_far(problem, held, unit, tried)
+        if far:
+            break
     before, count = held_out_error(problem, held, unit, problem.held_out_noise), int(held.sum())
     if not far:
         schedule = Schedule((), (0.0,) * len(priors), before, count, before, before, 0.0)
-        return Followed(result.image, schedule, unit, passes=len(trial))
-    image, taken = solve_in_turn(problem, priors, result, result.halfway, error_std, seed, bar)
-    # on average; 0 of a prior that does not know the noise levels of its turns
-    own = [[one["step_size"] for one in taken if one["prior"] == place] for place in range(len(priors))]
+        return Followed(result.image, schedule, unit, passes=passes)
+    image, taken = solve(problem, places, result.halfway)
+    # on average; 0 of a prior that was left out or does not know the noise levels of its turns
+    own = [[one["step_size"] for one in taken if one["prior"] == place] for place in every]
     sizes = tuple(sum(each) / max(len(each), 1) for each in own)
     schedule = Schedule((), sizes, before, count, before, before * (1 - share) ** 0.5, far)
     image = result.image + far * within_reach(problem, image - result.image)
-    return Followed(image, schedule, unit + far * (tried - unit), tuple(taken), len(trial) + len(taken))
+    return Followed(image, schedule, unit + far * (tried - unit), tuple(taken), passes + len(taken))

@@ -92,7 +92,7 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
     removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2
-    each += f", {schedule.followed:.0%} of their change applied" if schedule.followed < 0.995 else ""
+    each += f", {schedule.followed:.0%} of the change applied" if schedule.followed < 0.995 else ""
     return f"priors: {each}; held-out squared error {_compared(removed, problem)} with {start} alone"
 
 

@@ -140,7 +140,22 @@ def test_a_prior_that_helps_is_followed_and_one_that_harms_is_not(problem, resul
     bad = [Known(network, torch.roll(truth, 9, 1), 0.8, []) for _ in range(2)]
     followed = cascade_in_turn(found, bad, result, 0)
     assert followed.schedule.step_sizes == (0, 0) and torch.equal(followed.image, result.image)
-    assert not followed.log and followed.passes == len(bad[0].seen) + len(bad[1].seen) > 0
+    assert not followed.log and followed.passes == len(bad[0].seen) + len(bad[1].seen) == 3 * len(turns(ou, 2))
+
+
+@pytest.mark.parametrize("good", [0, 1])
+def test_of_two_priors_the_one_that_helps_is_followed_alone(problem, result, network, good):
+    found, truth = problem
+    truth = truth.mT if found.turned else truth
+    priors = [Known(network, torch.roll(truth, 9, 1), 4.0, []) for _ in range(2)]
+    priors[good] = Known(network, truth, 0.3, [])
+    followed = cascade_in_turn(found, priors, result, 0)
+    sizes = followed.schedule.step_sizes
+    assert sizes[good] > 0 == sizes[1 - good] and {one["prior"] for one in followed.log} == {good}
+    alone = cascade_in_turn(found, [priors[good]], result, 0)
+    assert torch.equal(followed.image, alone.image) and followed.schedule.followed == alone.schedule.followed
+    words = f"GM accepted (step size {sizes[0]:.2f}), LM not used" if good == 0 else "GM not used, LM accepted"
+    assert words in priors_note(followed.schedule, ("global", "local"), found, result)
 
 
 def test_a_prior_that_knows_no_noise_level_of_its_turns_is_not_called_accepted(problem, result, network):
@@ -229,7 +244,7 @@ def test_an_overestimated_noise_level_leaves_the_thresholds(problem, result):
     assert held_out_error(found, held, result.without_held_out, 100.0) == 0
 
 
-@pytest.mark.parametrize("followed,words", [(0.63, "LM accepted (step size 0.50), 63% of their change applied;"),
+@pytest.mark.parametrize("followed,words", [(0.63, "LM accepted (step size 0.50), 63% of the change applied;"),
                                             (1.0, "LM accepted (step size 0.50);")])  # fmt: skip
 def test_the_note_says_how_far_the_priors_were_followed(problem, result, followed, words):
     schedule = Decision((), (0.3, 0.5), 0.02, 100, 0.02, 0.01, followed)
