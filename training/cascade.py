@@ -1,14 +1,14 @@
 """Objective `cascade`: GM and LM trained through the sampler, on simulated scans of moving scenes.
 
 A denoiser of white noise knows nothing of aliasing, and one trained for a single step repeats its bias in every step.
-So the sampler's own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) reconstructs a simulated
-scan, the network in its turns as in any reconstruction, up to one of the later steps without gradients, and goes on for
-a few passes with them: the loss is the squared error at their end, as a share of the OU's without the network.
+So the OU reconstructs a simulated scan up to one of its later steps without gradients, and from there the sampler's
+own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) runs for a few passes of the network with
+data consistency between: the loss is the squared error at their end, as a share of that without the network.
 """
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.scenes import Draw
 from mri.weighting import KspaceWeight
-from reconstruction.in_turn import ERROR_SHARE, EVERY, follow_priors, turns
+from reconstruction.in_turn import EVERY, follow_priors, turns
 from reconstruction.optimization_unit import OptimizationUnit, motion_schedule, put_back, shares_centre
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings
@@ -42,7 +42,6 @@ ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
 NOISE = (0.0, 0.0, 0.0, 0.01, 0.02, 0.04)  # σ over the brightest pixel
-ESTIMATES = (1.0, 3.0)  # what held-out samples tell of the error halfway, over the true one
 FEWEST = 4  # frames
 HARDLY_ANY = 1e-5  # NMSE: where the OU leaves less there is nothing to learn, and its share would be any number
 
@@ -54,8 +53,7 @@ class SimulatedScans(NamedTuple):
     measured: Tensor  # complex (frames, 1, ky, kx)
     mask: Tensor  # bool (frames, ky, kx)
     noise: Tensor  # (frames, 3): σ, whether it is known, its upper bound
-    entry: Tensor  # (frames,): 0 … 1, which of its turns the gradient begins with
-    estimate: Tensor  # (frames,): of the error halfway by held-out samples, over the true one
+    entry: Tensor  # (frames,): 0 … 1, which of its turns the network begins with
     place: Tensor  # int64 (frames,): of a frame in its scan; 0 begins a scan
     periodic: Tensor  # bool (frames,)
 
@@ -123,53 +121,44 @@ class ThroughTheCascade(Objective):
         known = torch.tensor([problem.noise_std, float(problem.noise_known), problem.noise_bound])
         return SimulatedScans(
             image * phase / problem.scale, problem.measured, problem.model.mask, known.expand(frames, 3),
-            torch.full((frames,), draw.uniform(0, 1)), torch.full((frames,), draw.uniform(*ESTIMATES)),
-            torch.arange(frames),
+            torch.full((frames,), draw.uniform(0, 1)), torch.arange(frames),
             torch.full((frames,), problem.periodic),
         )  # fmt: skip
 
     def loss(self, score: Score, batch: SimulatedScans) -> Tensor:
         shares = []
         for scan in batch.scans():
-            without, image = self.images(score, scan)
-            error, own = squared_error(image, scan.clean), squared_error(without, scan.clean)
-            shares.append(error / own.clamp(min=HARDLY_ANY * scan.clean.abs().square().sum().item()))
+            state, first = self.state(scan)
+            with torch.no_grad():
+                without = squared_error(self.go_on(None, scan, state, first), scan.clean)
+            error = squared_error(self.go_on(score, scan, state, first), scan.clean)
+            shares.append(error / without.clamp(min=HARDLY_ANY * scan.clean.abs().square().sum().item()))
         return torch.stack(shares).sum()
 
-    def images(self, score: Score, scan: SimulatedScans) -> tuple[Tensor, Tensor]:
-        """Images after one of the steps that this network follows: of the OU alone, and with the network in the turns
-        before, the gradient going through the last PASSES of them.
-        """
+    @torch.no_grad()
+    def state(self, scan: SimulatedScans) -> tuple[Iterate, int]:
+        """The OU's state before one of the steps that this network follows, and that step."""
         problem = scan.problem()
-        schedule = motion_schedule(problem)
-        own = sorted(step for step, place in turns(schedule, 2).items() if MODELS[place] == self.name)
-        first = own[int(scan.entry[0] * len(own))]
-        last = min(first + EVERY * (PASSES - 1), schedule.steps - 1)
-        with torch.no_grad():
-            unit = OptimizationUnit(OUSettings(operator="motion"), 0, tqdm(disable=True), shares_centre(scan.mask))
-            halfway = last_of(islice(unit.along_motion(problem.view_sharing(), problem), own[0]))
-            without = self.go_on(None, problem, halfway, own[0], last)
-            error_std = (halfway.low_rank - scan.clean).abs().square().mean().div(2).sqrt() * scan.estimate[0]
-            # no further than the network will be used
-            error_std = min(error_std.item(), self.data.sigmas[1] / ERROR_SHARE)
-            state = halfway if first == own[0] else self.go_on(score, problem, halfway, own[0], first - 1, error_std)
-        followed = self.go_on(score, problem, state, first, last, error_std)
-        return result_of(problem, without), result_of(problem, followed)
+        own = [step for step, place in turns(motion_schedule(problem), 2).items() if MODELS[place] == self.name]
+        first = sorted(own)[int(scan.entry[0] * len(own))]
+        unit = OptimizationUnit(OUSettings(operator="motion"), 0, tqdm(disable=True), shares_centre(scan.mask))
+        (state,) = deque(islice(unit.along_motion(problem.view_sharing(), problem), first), maxlen=1)
+        return state, first
 
-    def go_on(
-        self, score: Score | None, problem: Problem, state: Iterate, first: int, last: int, error_std: float = 0.0
-    ) -> Iterate:
-        """What the OU has after the steps `first` to `last`, with the network `score` or without."""
+    def go_on(self, score: Score | None, scan: SimulatedScans, state: Iterate, first: int) -> Tensor:
+        """Images after the next PASSES turns, with the network `score` or without."""
+        problem = scan.problem()
         schedule = motion_schedule(problem)
         follow = None
         if score is not None:
             learner = Learner(score, self.context)
-            follow = follow_priors([learner, learner], schedule, problem.periodic, error_std)
+            follow = follow_priors([learner, learner], schedule, problem.periodic)
         steps = motion_low_rank(
             state, problem.model, problem.measured, OUSettings().motion_patches, schedule, problem.periodic, 0, follow,
             first,
         )  # fmt: skip
-        return last_of(islice(steps, last - first + 1))
+        (last,) = deque(islice(steps, EVERY * (PASSES - 1) + 1), maxlen=1)
+        return last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
 
     def size(self, batch: SimulatedScans) -> float:
         return float((batch.place == 0).sum())
@@ -184,19 +173,11 @@ class ThroughTheCascade(Objective):
         for seed in range(3):
             draw = self.draw(torch.Generator().manual_seed(seed))
             scan = SimulatedScans(*(tensor.to(device) for tensor in draw))
-            tiles = [scan.clean[0].abs(), *(5 * (image - scan.clean)[0].abs() for image in self.images(score, scan))]
+            state, first = self.state(scan)
+            images = [self.go_on(network, scan, state, first) for network in (None, score)]
+            tiles = [scan.clean[0].abs(), *(5 * (image - scan.clean)[0].abs() for image in images)]
             rows.append(torch.cat([pad_to(tile, self.data.crop) for tile in tiles], dim=1))
         return "clean, error x 5 without, with", torch.cat(rows)[None].clamp(0, 1).cpu()
-
-
-def last_of(steps: Iterator[Iterate]) -> Iterate:
-    (last,) = deque(steps, maxlen=1)
-    return last
-
-
-def result_of(problem: Problem, state: Iterate) -> Tensor:
-    """The images that a run which ends here returns."""
-    return state.low_rank + put_back(problem) * (state.consistent - state.low_rank)
 
 
 def squared_error(image: Tensor, clean: Tensor) -> Tensor:

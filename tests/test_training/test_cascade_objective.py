@@ -6,8 +6,7 @@ from tqdm import tqdm
 
 from configs.ve import cascade as cascade_config
 from models.prior import load_prior
-from reconstruction.in_turn import noise_levels, turns
-from reconstruction.optimization_unit import OptimizationUnit, motion_schedule
+from reconstruction.optimization_unit import OptimizationUnit
 from reconstruction.settings import OUSettings
 from run_lib import Job
 from tests.commands import ROOT, TINY, command
@@ -50,13 +49,13 @@ def test_scans_are_seeded_and_agree_with_their_images():
 def test_without_a_network_it_goes_on_as_the_unit_does_and_a_new_one_changes_nothing(name):
     objective = ThroughTheCascade(run_settings(), [], name)
     scan = a_draw(objective, 1)._replace(entry=torch.full((6,), 0.999))
-    network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
+    state, first = objective.state(scan)
+    image = objective.go_on(None, scan, state, first)
     problem = scan.problem()
-    without, image = objective.images(network, scan)
-    assert torch.allclose(without, image, atol=1e-5)
-    if name == "local":  # it ends with the last step
+    if name == "local":  # it enters at the last step
         unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
-        assert torch.allclose(without, unit.solve(problem), atol=1e-5)
+        assert torch.allclose(image, unit.solve(problem), atol=1e-5)
+    network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
     loss = objective.loss(network, scan)
     assert loss.item() == pytest.approx(1, abs=1e-3) and objective.size(scan) == 1
     loss.backward()
@@ -79,28 +78,20 @@ def test_it_learns_to_lower_the_error_of_a_scan():
     assert min(losses) < 0.97 * losses[0]
 
 
-@pytest.mark.parametrize("entry", [0.0, 0.5])
-def test_the_gradient_passes_the_last_passes_and_the_steps_between(entry):
-    """The network also runs in its turns before, as in a reconstruction, and σ begins with the error halfway."""
-    objective = ThroughTheCascade(run_settings(), [], "local")
-    scan = a_draw(objective, 3)._replace(entry=torch.full((6,), entry), estimate=torch.full((6,), 20.0))
-    schedule = motion_schedule(scan.problem())
-    own = sorted(step for step, place in turns(schedule, 2).items() if place == 1)
-    first = int(entry * len(own))
-    passes = []
+def test_the_gradient_passes_the_steps_between():
+    """The first pass of the network has a gradient through the OU's steps and the later passes."""
+    objective = ThroughTheCascade(run_settings(), [], "global")
+    scan = a_draw(objective, 3)._replace(entry=torch.zeros(6))
+    state, first = objective.state(scan)
+    gains = []
 
     def score(x, levels, neighbours):
-        passes.append((torch.ones((), requires_grad=True), levels[0].item()))
-        return -0.1 * passes[-1][0] * x[:, :2]
+        gains.append(torch.ones((), requires_grad=True))
+        return -gains[-1] * x[:, :2]
 
-    _, image = objective.images(score, scan)
+    image = objective.go_on(score, scan, state, first)
     image.abs().square().sum().backward()
-    count = min(4, len(own) - first)
-    assert len(passes) == first + count
-    followed = [gain.grad is not None and gain.grad.abs().item() > 0 for gain, _ in passes]
-    assert followed == [False] * first + [True] * count
-    plain = noise_levels(schedule, own)
-    assert 1.1 * plain[own[0]] < passes[0][1] <= objective.data.sigmas[1]
+    assert len(gains) == 4 and all(gain.grad.abs() > 0 for gain in gains)
 
 
 def test_too_few_frames_are_refused():
