@@ -35,7 +35,8 @@ class Schedule:
     steps
         of the priors that are used, in order.
     step_sizes
-        of every prior; 0 where it is rejected.
+        of every prior, in turn with the OU the mean over its turns; 0 where it is rejected, left out, or knows none of
+        the noise levels.
     error_std
         standard deviation per real channel of the start's error, estimated from the held-out samples.
     held_out
@@ -45,6 +46,8 @@ class Schedule:
         `fit_prior`, or of priors in turn with the OU as `error_std`.
     followed
         share of the change from the start that is applied; below 1 only for priors in turn with the OU.
+    alone
+        place of the prior that is followed alone, because all together were rejected; else None.
     """
 
     steps: tuple[Step, ...] = ()
@@ -54,6 +57,7 @@ class Schedule:
     error_before: float = 0.0
     error_after: float = 0.0
     followed: float = 0.0
+    alone: int | None = None
 
 
 @dataclass(frozen=True)

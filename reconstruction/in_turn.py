@@ -2,7 +2,8 @@
 
 The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
 steps a prior is applied after every second one, at a noise level σ that begins at half of the held-out error and ends
-at half of the last threshold: GM first, where σ is high, then LM. Data consistency follows each time.
+at half of the last threshold: GM first, where σ is high, then LM; if both together are rejected, LM alone or GM
+alone takes all turns. Data consistency follows each time.
 """
 
 from collections import deque
@@ -128,7 +129,7 @@ class Followed:
     log
         step, σ, step size and place in the cascade of every prior that was applied to the result.
     passes
-        network passes per frame, those of the trial included.
+        network passes per frame, those of all trials included.
     """
 
     image: Tensor
@@ -178,9 +179,9 @@ def cascade_in_turn(
 ) -> Followed:
     """Apply the priors within the OU if they predict held-out samples better than the OU alone, as far as they do.
 
-    They are first tried without the held-out samples: all in turn and, if these are rejected, each alone, the last
-    first. The sets `admission` and `settings` (`mri.holdout`) decide together: both images have the same settings of
-    the OU, so `settings` favours neither.
+    They are first tried without the held-out samples: all in turn and, if that is rejected, each alone, the last of
+    the cascade (LM) first; the first trial that is clearly better is followed. The sets `admission` and `settings`
+    (`mri.holdout`) decide together: all images have the same settings of the OU, so `settings` favours none.
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
         return Followed(result.image, Schedule(), result.without_held_out)
@@ -207,12 +208,16 @@ def cascade_in_turn(
             break
     before, count = held_out_error(problem, held, unit, problem.held_out_noise), int(held.sum())
     if not far:
+        if bar is not None:
+            bar.total = bar.n
+            bar.refresh()
         schedule = Schedule((), (0.0,) * len(priors), before, count, before, before, 0.0)
         return Followed(result.image, schedule, unit, passes=passes)
     image, taken = solve(problem, places, result.halfway)
     # on average; 0 of a prior that was left out or does not know the noise levels of its turns
     own = [[one["step_size"] for one in taken if one["prior"] == place] for place in every]
     sizes = tuple(sum(each) / max(len(each), 1) for each in own)
-    schedule = Schedule((), sizes, before, count, before, before * (1 - share) ** 0.5, far)
+    after, alone = before * (1 - share) ** 0.5, None if places == every else places[0]
+    schedule = Schedule((), sizes, before, count, before, after, far, alone)
     image = result.image + far * within_reach(problem, image - result.image)
     return Followed(image, schedule, unit + far * (tried - unit), tuple(taken), passes + len(taken))

@@ -84,14 +84,17 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
         return "priors: not used, because they are interleaved with low rank along the motion, which is not used here"
     if not schedule.held_out:
         return "priors: not used, because too few lines are sampled to hold any out, or no samples are missing"
+    names = " and ".join(roles[name] for name in order)
     if not any(schedule.step_sizes):
-        names = " and ".join(roles[name] for name in order)
         return f"priors: {names} rejected: no clear reduction of the held-out error"
     each = ", ".join(
         f"{roles[name]} accepted (step size {size:.2f})" if size > 0 else f"{roles[name]} not used"
         for name, size in zip(order, schedule.step_sizes, strict=True)
     )
     removed = 1 - (schedule.error_after / max(schedule.error_before, 1e-30)) ** 2
+    if schedule.alone is not None:
+        name, size = order[schedule.alone], schedule.step_sizes[schedule.alone]
+        each = f"{names} together rejected, {roles[name]} alone accepted (step size {size:.2f})"
     each += f", {schedule.followed:.0%} of the change applied" if schedule.followed < 0.995 else ""
     return f"priors: {each}; held-out squared error {_compared(removed, problem)} with {start} alone"
 

@@ -141,20 +141,23 @@ def test_a_prior_that_helps_is_followed_and_one_that_harms_is_not(problem, resul
     followed = cascade_in_turn(found, bad, result, 0)
     assert followed.schedule.step_sizes == (0, 0) and torch.equal(followed.image, result.image)
     assert not followed.log and followed.passes == len(bad[0].seen) + len(bad[1].seen) == 3 * len(turns(ou, 2))
+    assert cascade_in_turn(found, bad[:1], result, 0).passes == len(turns(ou, 1))  # one prior is tried once
 
 
 @pytest.mark.parametrize("good", [0, 1])
-def test_of_two_priors_the_one_that_helps_is_followed_alone(problem, result, network, good):
+def test_if_both_are_rejected_the_one_that_helps_is_followed_alone(problem, result, network, good):
     found, truth = problem
     truth = truth.mT if found.turned else truth
     priors = [Known(network, torch.roll(truth, 9, 1), 4.0, []) for _ in range(2)]
     priors[good] = Known(network, truth, 0.3, [])
     followed = cascade_in_turn(found, priors, result, 0)
-    sizes = followed.schedule.step_sizes
-    assert sizes[good] > 0 == sizes[1 - good] and {one["prior"] for one in followed.log} == {good}
+    sizes, count = followed.schedule.step_sizes, len(turns(motion_schedule(found, OU.motion_steps), 1))
+    assert followed.schedule.alone == good and {one["prior"] for one in followed.log} == {good}
+    assert sizes[good] > 0 == sizes[1 - good] and followed.passes == (4 - good) * count  # LM is tried before GM
     alone = cascade_in_turn(found, [priors[good]], result, 0)
-    assert torch.equal(followed.image, alone.image) and followed.schedule.followed == alone.schedule.followed
-    words = f"GM accepted (step size {sizes[0]:.2f}), LM not used" if good == 0 else "GM not used, LM accepted"
+    assert torch.equal(followed.image, alone.image) and torch.equal(followed.without, alone.without)
+    assert followed.schedule.followed == alone.schedule.followed and alone.schedule.alone is None
+    words = f"GM and LM together rejected, {('GM', 'LM')[good]} alone accepted (step size {sizes[good]:.2f})"
     assert words in priors_note(followed.schedule, ("global", "local"), found, result)
 
 
