@@ -118,17 +118,17 @@ class Prior:
         run = self.network if self.run is None else self.run
         if self.network.architecture["temporal"]:
             parts: list[Any] = [(x, levels, neighbours)]
-            field = "--config.data.frames"
+            field = "data.frames"
         else:
             parts = list(zip(x.split(self.batch_size), levels.split(self.batch_size), strict=True))
-            neighbours, field = None, "--config.sampling.batch_size"
+            neighbours, field = None, "sampling.batch_size"
 
         def attempt(count: int) -> Tensor:
             some = () if neighbours is None else (neighbours[:, :count].clamp(max=count - 1),)
             return self.network(x[:count], levels[:count], *some)
 
         scores = within_memory(
-            lambda: [run(*part) for part in parts], attempt, len(parts[0][0]), lambda count: f"give {field}={count}"
+            lambda: [run(*part) for part in parts], attempt, len(parts[0][0]), lambda count: f"set {field}={count}"
         )
         return torch.cat(scores)
 

@@ -40,7 +40,7 @@ def network():
 def test_sampling_says_how_many_frames_fit(network, holds, told):
     prior = Prior(Holding(network, holds), KspaceWeight.published(), "", batch_size=8)
     x = torch.randn(10, 2, 64, 64)
-    with pytest.raises(InputError, match=rf"8 frames .* {told} do: give --config.sampling.batch_size={told}\."):
+    with pytest.raises(InputError, match=rf"8 frames .* {told} do: set sampling.batch_size={told}\."):
         prior.score(x, 0.5)
     expected = Prior(network, KspaceWeight.published(), "").score(x, 0.5)
     assert torch.allclose(replace(prior, batch_size=told).score(x, 0.5), expected, atol=1e-5)
@@ -52,7 +52,7 @@ def test_a_temporal_network_sees_all_frames_at_once_or_says_how_many():
     prior = Prior(Holding(network, 6), KspaceWeight.published(), "", batch_size=2)
     levels = torch.full((6,), 0.5)
     assert prior._run(x, levels, near).shape == x.shape
-    with pytest.raises(InputError, match=r"6 frames .* 3 do: give --config.data.frames=3\."):
+    with pytest.raises(InputError, match=r"6 frames .* 3 do: set data.frames=3\."):
         replace(prior, network=Holding(network, 4))._run(x, levels, near)
 
 
