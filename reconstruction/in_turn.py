@@ -3,7 +3,7 @@
 The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
 steps a prior is applied after every second one, at a noise level σ that begins at half of the held-out error and ends
 at half of the last threshold: GM first, where σ is high, then LM; if both together are rejected, LM alone or GM
-alone takes all turns. Data consistency follows each time.
+alone takes all turns, if `PASSES` allows. Data consistency follows each time.
 """
 
 from collections import deque
@@ -33,6 +33,7 @@ STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/r
 GENTLE = 0.006  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
+PASSES = 40  # of the network per frame, trials included: a further trial is made only within this limit
 REACH = 2  # k-space samples; see `within_reach`
 
 
@@ -180,7 +181,8 @@ def cascade_in_turn(
     """Apply the priors within the OU if they predict held-out samples better than the OU alone, as far as they do.
 
     They are first tried without the held-out samples: all in turn and, if that is rejected, each alone, the last of
-    the cascade (LM) first; the first trial that is clearly better is followed. The sets `admission` and `settings`
+    the cascade (LM) first, as long as `PASSES` allows a trial and the final run; the first trial that is clearly better
+    is followed. The sets `admission` and `settings`
     (`mri.holdout`) decide together: all images have the same settings of the OU, so `settings` favours none.
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
@@ -195,11 +197,14 @@ def cascade_in_turn(
         image, taken = solve_in_turn(one, [priors[place] for place in places], result, halfway, error_std, seed, bar)
         return image, [{**step, "prior": places[int(step["prior"])]} for step in taken]
 
+    schedules = [motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem)]
+    needed = sum(len(turns(schedule, len(priors))) for schedule in schedules)  # passes of a trial and the final run
     passes, far, share, every = 0, 0.0, 0.0, tuple(range(len(priors)))
     for places in dict.fromkeys([every, *((place,) for place in every[::-1])]):
+        if places != every and passes + needed > PASSES:
+            break
         if bar is not None:
-            schedules = (motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem))
-            bar.total = bar.n + sum(len(turns(schedule, len(places))) for schedule in schedules)
+            bar.total = bar.n + needed
         tried, trial = solve(reduced, places, result.halfway_without)
         passes += len(trial)
         tried = unit + within_reach(problem, tried - unit)

@@ -28,8 +28,13 @@ def likely_error(image: Tensor, without: Tensor, start: Tensor) -> Tensor:
     start
         view sharing, from which both began.
     """
-    spread, distance = _local_power(image - without), _local_power(image - start)
+    spread, distance = evidence(image, without, start)
     return (GAIN * spread**SPREAD * distance**DISTANCE).sqrt()
+
+
+def evidence(image: Tensor, without: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+    """Spread² and distance² of every pixel, see `likely_error`: real `(frames, height, width)`."""
+    return _local_power(image - without), _local_power(image - start)
 
 
 def _local_power(difference: Tensor) -> Tensor:

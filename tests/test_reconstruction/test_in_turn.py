@@ -161,6 +161,17 @@ def test_if_both_are_rejected_the_one_that_helps_is_followed_alone(problem, resu
     assert words in priors_note(followed.schedule, ("global", "local"), found, result)
 
 
+@pytest.mark.parametrize("limit,trials", [(2, 1), (3, 2), (4, 3)])
+def test_a_trial_that_would_need_too_many_passes_is_not_made(problem, result, network, monkeypatch, limit, trials):
+    found, truth = problem
+    truth = truth.mT if found.turned else truth
+    count = len(turns(motion_schedule(found, OU.motion_steps), 1))
+    monkeypatch.setattr("reconstruction.in_turn.PASSES", limit * count)
+    bad = [Known(network, torch.roll(truth, 9, 1), 4.0, []) for _ in range(2)]
+    followed = cascade_in_turn(found, bad, result, 0)
+    assert followed.passes == trials * count and torch.equal(followed.image, result.image)
+
+
 def test_a_prior_that_knows_no_noise_level_of_its_turns_is_not_called_accepted(problem, result, network):
     found, truth = problem
     truth = truth.mT if found.turned else truth

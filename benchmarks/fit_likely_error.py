@@ -1,0 +1,140 @@
+"""Fit the constants of the likely error: `python -m benchmarks.fit_likely_error --scenes 48 --out DIR`.
+
+Simulates scans, reconstructs them as the cascade does, and fits GAIN, SPREAD and DISTANCE of
+`reconstruction/uncertainty.py` by maximum likelihood. `benchmarks.calibration` judges them on other scans.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import scipy.optimize
+import torch
+from tqdm import tqdm
+
+from benchmarks.calibration import GROUPS, agreement, calibration
+from benchmarks.scores import write_record
+from configs.ve.cpu_demo import get_config
+from models.prior import load_shipped
+from mri.fourier import fft2c
+from mri.masks import make_mask
+from mri.metrics import image_error
+from mri.phantom.scan import simulate_scan
+from mri.scan import Reference, Scan
+from mri.scenes import Draw, make_scene
+from reconstruction.in_turn import cascade_in_turn
+from reconstruction.optimization_unit import run_optimization_unit, with_operator
+from reconstruction.prepare import prepare
+from reconstruction.settings import MODELS
+from reconstruction.uncertainty import DISTANCE, GAIN, SPREAD, evidence
+from report.tables import markdown, write_csv
+from run_lib import Job
+from utils.errors import exit_on_input_error
+from utils.files import atomic_path, refuse_existing
+
+FIRST_SEED = 50000  # of the scenes; training draws its own from all numbers below 2³¹
+PATTERNS = ("uniform", "uniform", "random", "radial")
+NOISE = (0.0, 0.0, 0.005, 0.01, 0.02)  # σ over the brightest pixel, known
+HEART_EVERY, HEART_COILS, HEART_NOISE = 5, (1, 4, 8), (0.0, 0.01, 0.02)  # every fifth is a heart, σ not known
+PIXELS = 6000  # drawn of each scan, so that all count alike
+TINY = 1e-8  # added to squares, of unit scale
+COLUMNS = ("scene", "pattern", "acceleration", "noise", "coils", "rank_correlation", "auc", "within_1_5")
+
+
+def simulate(number: int) -> tuple[Scan, Reference, dict]:
+    """Scan, reference and description of one scene: moving organs, or a heart of several coils."""
+    draw = Draw(FIRST_SEED + number)
+    pattern, acceleration, noise = draw.choice(PATTERNS), draw.integer(3, 10), draw.choice(NOISE)
+    size, frames = draw.choice((64, 96)), draw.choice((12, 16))
+    mask = make_mask(pattern, (frames, size, size), acceleration, 0 if pattern == "radial" else 8, number)
+    coils = 1
+    if number % HEART_EVERY == HEART_EVERY - 1:
+        coils, noise = draw.choice(HEART_COILS), draw.choice(HEART_NOISE)
+        heart = simulate_scan("heart", frames, size, FIRST_SEED + number, coils, noise)
+        scan, image = Scan.from_arrays(heart.kspace, mask), heart.image
+    else:
+        image, _ = make_scene(frames, size, size, FIRST_SEED + number)
+        white = torch.view_as_complex(draw.normal(*image.shape, 2)) / 2**0.5
+        scan = Scan.from_arrays(fft2c(image) + noise * white, mask, noise_std=noise)
+    said = {"scene": number, "pattern": pattern, "acceleration": acceleration, "noise": f"{noise:g}", "coils": coils}
+    return scan, Reference(image=image), said
+
+
+def observed(scan: Scan, reference: Reference, job: Job, priors: list) -> tuple[np.ndarray, ...] | None:
+    """Error and the powers of `evidence` of all pixels, in units of the scan's scale; None without held-out samples,
+    or where view sharing is the result.
+    """
+    problem = prepare(scan, job.prepare)
+    result = run_optimization_unit(problem, with_operator(job.ou, "cascade"), job.seed)
+    if result.is_start or result.without_held_out is None:
+        return None
+    followed = cascade_in_turn(problem, priors, result, job.seed)
+    assert followed.without is not None
+    powers = evidence(followed.image, followed.without, problem.view_sharing())
+    error = image_error(problem.finished(followed.image), problem.reference_image(reference), problem.model.coils)
+    return (error.numpy() / problem.scale, *(problem.finished(one).numpy() / problem.scale for one in powers))
+
+
+def predicted(constants: np.ndarray, spread: np.ndarray, distance: np.ndarray) -> np.ndarray:
+    """Squared error for log GAIN, SPREAD and DISTANCE."""
+    return np.exp(constants[0]) * (spread + TINY) ** constants[1] * (distance + TINY) ** constants[2]
+
+
+def fit(scans: list[tuple[np.ndarray, ...]], seed: int = 0) -> np.ndarray:
+    """Log GAIN, SPREAD and DISTANCE of largest likelihood: error² exponentially distributed about its prediction."""
+    rng = np.random.default_rng(seed)
+    drawn = []
+    for scan in scans:
+        chosen = rng.permutation(scan[0].size)[:PIXELS]
+        drawn.append([values.ravel()[chosen].astype(np.float64) for values in scan])
+
+    def surprise(constants: np.ndarray) -> float:
+        total = 0.0
+        for error, *powers in drawn:
+            expected = predicted(constants, *powers)
+            total += np.mean(np.log(expected) + error**2 / expected)
+        return total / len(drawn)
+
+    start = np.array([np.log(GAIN), SPREAD, DISTANCE])
+    steps = np.vstack([start, start + np.eye(3) / 4])
+    options = {"initial_simplex": steps, "maxiter": 1000, "xatol": 1e-3, "fatol": 1e-6}
+    return scipy.optimize.minimize(surprise, start, method="Nelder-Mead", options=options).x
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_likely_error", description=__doc__.splitlines()[0])
+    parser.add_argument("--scenes", type=int, default=48, help="simulated scans to fit to (48)")
+    parser.add_argument("--out", required=True, help="folder for the results")
+    parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
+    flags = parser.parse_args()
+    out, config = Path(flags.out), get_config()
+    refuse_existing(out, flags.overwrite)
+    config.sampling.sampler = "cascade"
+    job, priors = Job.from_config(config, 0), [load_shipped(name, "cascade") for name in MODELS]
+    scans, said = [], []
+    for number in tqdm(range(flags.scenes), unit="scan"):
+        scan, reference, description = simulate(number)
+        if (found := observed(scan, reference, job, priors)) is not None:
+            scans.append(found)
+            said.append(description)
+    constants = fit(scans)
+    halves = [fit(scans[first::2]) for first in (0, 1)]
+    rows = []
+    for description, (error, *powers) in zip(said, scans, strict=True):
+        std = np.sqrt(predicted(constants, *powers))
+        ratios = [group["predicted"] / group["error"] for group in calibration(std, error)]
+        within = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
+        rows.append({**description, **agreement(std, error), "within_1_5": f"{within}/{GROUPS}"})
+    fitted = "\n".join(
+        f"{name}: GAIN {np.exp(one[0]):.3f}, SPREAD {one[1]:.3f}, DISTANCE {one[2]:.3f}"
+        for name, one in zip(("all", "every other scan", "the others"), (constants, *halves), strict=True)
+    )
+    write_csv(out / "fit.csv", rows, COLUMNS)
+    with atomic_path(out / "fit.md") as temporary:
+        temporary.write_text(f"{markdown(rows, COLUMNS)}\n\n{fitted}\n")
+    write_record(out / "fit.json", "benchmarks.fit_likely_error", config)
+    print((out / "fit.md").read_text())
+
+
+if __name__ == "__main__":
+    exit_on_input_error(main)
