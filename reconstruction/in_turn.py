@@ -6,6 +6,8 @@ at half of the last threshold: GM first, where σ is high, then LM; if both toge
 alone takes all turns, if `PASSES` allows. Data consistency follows each time.
 """
 
+import cmath
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,8 +31,12 @@ EVERY = 2  # steps of the OU from one prior to the next
 EARLY = 0.125  # share of the turns for each prior but the last
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
 ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true one on one scan (…/results/priors.md)
-STEP_SIZE = 0.5  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
-GENTLE = 0.006  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
+STEP_SIZE = 0.6  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
+GENTLE = 0.005  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
+# The phase of what the networks see is turned by the golden angle from one turn to the next. They take real and imaginary
+# part as two channels; a part of their error depends on the phase, which is arbitrary, and averages out so (Terris et al.
+# 2024, "Equivariant plug-and-play image reconstruction").
+ROTATION = math.pi * (3 - math.sqrt(5))
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
 PASSES = 40  # of the network per frame, trials included: a further trial is made only within this limit
@@ -68,12 +74,14 @@ def follow_priors(
     priors: list[Prior], schedule: LowRankSchedule, periodic: bool, error_std: float = 0.0, bar: tqdm | None = None,
     taken: list[dict[str, float]] | None = None,
 ) -> Callable[[Tensor, int], Tensor]:
-    """x ← x + a(σ) (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie).
+    """x ← x + a(σ) (D(x; σ) − x) after the low-rank steps of `turns`, D the denoiser of GM or LM (Tweedie), which sees
+    the images with their phase rotated (`ROTATION`).
 
     Step, σ, a and the prior's place in the cascade are added to `taken` each time.
     """
     own = turns(schedule, len(priors))
     levels = noise_levels(schedule, sorted(own), error_std)
+    rotations = {step: cmath.rect(1, ROTATION * number) for number, step in enumerate(sorted(own))}
 
     def follow(x: Tensor, step: int) -> Tensor:
         if step not in own:
@@ -89,7 +97,8 @@ def follow_priors(
         if bar is not None:
             bar.set_postfix(sigma=f"{sigma:.3g}")
             bar.update()
-        return x + size * prior.change(x, sigma, periodic)
+        rotation = rotations[step]
+        return x + size / rotation * prior.change(rotation * x, sigma, periodic)
 
     return follow
 

@@ -1,7 +1,9 @@
 """OU and priors in turn: which prior follows which step, and that held-out samples decide."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,6 +53,12 @@ class Known(Prior):
         return self.toward(image)
 
 
+@pytest.fixture(autouse=True)
+def upright(monkeypatch):
+    """`Known` knows the truth in one phase."""
+    monkeypatch.setattr("reconstruction.in_turn.ROTATION", 0.0)
+
+
 @pytest.fixture(scope="module")
 def network():
     return NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), sigma_min=0.001, sigma_max=0.2)
@@ -94,6 +102,31 @@ def test_a_prior_gets_the_noise_of_its_step(problem, network):
     for unknown in (0.9 * prior.sigma_min, 1.1 * prior.sigma_max):
         outside = Schedule(2 * unknown / NOISE_SHARE, unknown / NOISE_SHARE, 10)
         assert torch.equal(follow_priors([prior], outside, False)(x, 9), x) and len(seen) == 1
+
+
+def test_a_prior_sees_every_phase_and_its_change_is_turned_back(problem, network, monkeypatch):
+    phases = []
+
+    class Turned(Known):
+        def change(self, image, sigma, periodic):
+            phases.append((image.flatten()[0] / x.flatten()[0]).item())
+            return 0.5 * image if self.equivariant else image.abs() + 0j
+
+    x = problem[1] + 0.1
+    schedule = Schedule(0.008, 0.004, 80)  # σ at which the step size is STEP_SIZE
+    upright = STEP_SIZE * 0.5 * x
+    monkeypatch.setattr("reconstruction.in_turn.ROTATION", math.pi * (3 - math.sqrt(5)))
+    prior = Turned(network, problem[1], 1.0, [])
+    prior.equivariant = True
+    follow = follow_priors([prior], schedule, False)
+    for step in turns(schedule, 1):  # where the prior does not depend on the phase, the rotation changes nothing
+        assert torch.allclose(follow(x, step) - x, upright, atol=1e-6)
+    prior.equivariant, changes = False, []
+    for step in turns(schedule, 1):
+        changes.append(follow(x, step) - x)
+    assert np.abs(phases) == pytest.approx(1, abs=1e-5) and abs(np.mean(phases)) < 0.1
+    # what depends on the phase cancels
+    assert sum(changes).norm() < 0.1 * sum(change.norm() for change in changes)
 
 
 def test_the_noise_level_begins_with_the_held_out_error_and_ends_with_the_threshold():
