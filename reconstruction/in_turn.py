@@ -33,8 +33,8 @@ NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's no
 ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true one on one scan (…/results/priors.md)
 STEP_SIZE = 0.6  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
 GENTLE = 0.005  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
-# The phase of what the networks see is turned by the golden angle from one turn to the next. Real and imaginary part are
-# two channels to them; a part of their error depends on the phase, which is arbitrary, and averages out this way
+# The phase of what the networks see is turned by the golden angle from one turn to the next. Real and imaginary part
+# are two channels to them; a part of their error depends on the phase, which is arbitrary, and averages out this way
 # (Terris et al. 2024, "Equivariant plug-and-play image reconstruction").
 ROTATION = math.pi * (3 - math.sqrt(5))
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
