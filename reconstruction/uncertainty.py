@@ -10,9 +10,10 @@ from torch.nn.functional import avg_pool2d
 
 Tensor = torch.Tensor
 
-# Fitted on 30 synthetic scenes by maximum likelihood (error² exponentially distributed about its prediction):
-# R = 3 … 10, lines and spokes, noise 0 to 0.02; benchmarks/results/calibration judges them on other scans.
-GAIN, SPREAD, DISTANCE = 0.32, 0.44, 0.41  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
+# Fitted on 40 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
+# `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils.
+# benchmarks/results/calibration judges them on other scans.
+GAIN, SPREAD, DISTANCE = 0.73, 0.67, 0.22  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
 NEIGHBOURHOOD = 5  # pixels; two images do not give a variance per pixel
 
 
