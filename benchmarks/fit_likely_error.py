@@ -1,4 +1,4 @@
-"""Fit the constants of the likely error: `python -m benchmarks.fit_likely_error --scenes 48 --out DIR`.
+"""Fit the constants of the likely error: `python -m benchmarks.fit_likely_error --out DIR`.
 
 Simulates scans, reconstructs them as the cascade does, and fits GAIN, SPREAD and DISTANCE of
 `reconstruction/uncertainty.py` by maximum likelihood. `benchmarks.calibration` judges them on other scans.
@@ -26,10 +26,10 @@ from reconstruction.in_turn import cascade_in_turn
 from reconstruction.optimization_unit import run_optimization_unit, with_operator
 from reconstruction.prepare import prepare
 from reconstruction.settings import MODELS
-from reconstruction.uncertainty import DISTANCE, GAIN, SPREAD, evidence
+from reconstruction.uncertainty import DISTANCE, GAIN, SPREAD, evidence, modelled
 from report.tables import markdown, write_csv
 from run_lib import Job
-from utils.errors import exit_on_input_error
+from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 
 FIRST_SEED = 50000  # of the scenes; training draws its own from all numbers below 2³¹
@@ -37,7 +37,6 @@ PATTERNS = ("uniform", "uniform", "random", "radial")
 NOISE = (0.0, 0.0, 0.005, 0.01, 0.02)  # σ over the brightest pixel, known
 HEART_EVERY, HEART_COILS, HEART_NOISE = 5, (1, 4, 8), (0.0, 0.01, 0.02)  # every fifth is a heart, σ not known
 PIXELS = 6000  # drawn of each scan, so that all count alike
-TINY = 1e-8  # added to squares, of unit scale
 COLUMNS = ("scene", "pattern", "acceleration", "noise", "coils", "rank_correlation", "auc", "within_1_5")
 
 
@@ -62,22 +61,17 @@ def simulate(number: int) -> tuple[Scan, Reference, dict]:
 
 def observed(scan: Scan, reference: Reference, job: Job, priors: list) -> tuple[np.ndarray, ...] | None:
     """Error and the powers of `evidence` of all pixels, in units of the scan's scale; None without held-out samples,
-    or where view sharing is the result.
+    or where low rank along the motion is not the result.
     """
     problem = prepare(scan, job.prepare)
     result = run_optimization_unit(problem, with_operator(job.ou, "cascade"), job.seed)
-    if result.is_start or result.without_held_out is None:
+    if result.halfway is None or result.without_held_out is None:
         return None
     followed = cascade_in_turn(problem, priors, result, job.seed)
     assert followed.without is not None
     powers = evidence(followed.image, followed.without, problem.view_sharing())
     error = image_error(problem.finished(followed.image), problem.reference_image(reference), problem.model.coils)
     return (error.numpy() / problem.scale, *(problem.finished(one).numpy() / problem.scale for one in powers))
-
-
-def predicted(constants: np.ndarray, spread: np.ndarray, distance: np.ndarray) -> np.ndarray:
-    """Squared error for log GAIN, SPREAD and DISTANCE."""
-    return np.exp(constants[0]) * (spread + TINY) ** constants[1] * (distance + TINY) ** constants[2]
 
 
 def fit(scans: list[tuple[np.ndarray, ...]], seed: int = 0) -> np.ndarray:
@@ -91,24 +85,29 @@ def fit(scans: list[tuple[np.ndarray, ...]], seed: int = 0) -> np.ndarray:
     def surprise(constants: np.ndarray) -> float:
         total = 0.0
         for error, *powers in drawn:
-            expected = predicted(constants, *powers)
+            expected = modelled(*powers, np.exp(constants[0]), *constants[1:])
             total += np.mean(np.log(expected) + error**2 / expected)
         return total / len(drawn)
 
     start = np.array([np.log(GAIN), SPREAD, DISTANCE])
     steps = np.vstack([start, start + np.eye(3) / 4])
     options = {"initial_simplex": steps, "maxiter": 1000, "xatol": 1e-3, "fatol": 1e-6}
-    return scipy.optimize.minimize(surprise, start, method="Nelder-Mead", options=options).x
+    found = scipy.optimize.minimize(surprise, start, method="Nelder-Mead", options=options)
+    if not found.success:
+        raise InputError(f"the fit to {len(scans)} scans does not converge; give more --scenes.")
+    return found.x
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_likely_error", description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=48, help="simulated scans to fit to (48)")
+    parser.add_argument("--scenes", type=int, default=40, help="simulated scans to fit to (40)")
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     flags = parser.parse_args()
     out, config = Path(flags.out), get_config()
     refuse_existing(out, flags.overwrite)
+    if flags.scenes < 2:
+        raise InputError("--scenes: at least 2, since the constants are also fitted to either half.")
     config.sampling.sampler = "cascade"
     job, priors = Job.from_config(config, 0), [load_shipped(name, "cascade") for name in MODELS]
     scans, said = [], []
@@ -117,11 +116,13 @@ def main() -> None:
         if (found := observed(scan, reference, job, priors)) is not None:
             scans.append(found)
             said.append(description)
+    if len(scans) < 2:
+        raise InputError(f"low rank along the motion reconstructs {len(scans)} of the scans; give more --scenes.")
     constants = fit(scans)
     halves = [fit(scans[first::2]) for first in (0, 1)]
     rows = []
     for description, (error, *powers) in zip(said, scans, strict=True):
-        std = np.sqrt(predicted(constants, *powers))
+        std = np.sqrt(modelled(*powers, np.exp(constants[0]), *constants[1:]))
         ratios = [group["predicted"] / group["error"] for group in calibration(std, error)]
         within = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
         rows.append({**description, **agreement(std, error), "within_1_5": f"{within}/{GROUPS}"})

@@ -34,12 +34,12 @@ ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true 
 STEP_SIZE = 0.6  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
 GENTLE = 0.005  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
 # The phase of what the networks see is turned by the golden angle from one turn to the next. Real and imaginary part
-# are two channels to them; a part of their error depends on the phase, which is arbitrary, and averages out this way
-# (Terris et al. 2024, "Equivariant plug-and-play image reconstruction").
+# are two channels to them; a part of their error depends on the phase, which is arbitrary, and partly cancels this way
+# (Terris et al. 2024, "Equivariant plug-and-play image reconstruction"). 137.5°, not the 111.25° of radial sampling.
 ROTATION = math.pi * (3 - math.sqrt(5))
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
-PASSES = 40  # of the network per frame, trials included: a further trial is made only within this limit
+PASSES = 40  # per frame: after a rejection a further trial is made only if it and the final run fit within
 REACH = 2  # k-space samples; see `within_reach`
 
 

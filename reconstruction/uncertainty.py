@@ -11,9 +11,11 @@ from torch.nn.functional import avg_pool2d
 Tensor = torch.Tensor
 
 # Fitted on 40 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
-# `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils.
+# `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils;
 # benchmarks/results/calibration judges them on other scans.
+# Either half of these scans gives other constants, but predicts the same to 6 % (spread 0.001 to 0.01).
 GAIN, SPREAD, DISTANCE = 0.73, 0.67, 0.22  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
+FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
 NEIGHBOURHOOD = 5  # pixels; two images do not give a variance per pixel
 
 
@@ -30,12 +32,17 @@ def likely_error(image: Tensor, without: Tensor, start: Tensor) -> Tensor:
         view sharing, from which both began.
     """
     spread, distance = evidence(image, without, start)
-    return (GAIN * spread**SPREAD * distance**DISTANCE).sqrt()
+    return modelled(spread, distance).sqrt()
 
 
 def evidence(image: Tensor, without: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
     """Spread² and distance² of every pixel, see `likely_error`: real `(frames, height, width)`."""
     return _local_power(image - without), _local_power(image - start)
+
+
+def modelled(spread, distance, gain: float = GAIN, of_spread: float = SPREAD, of_distance: float = DISTANCE):
+    """Squared error from spread² and distance², tensors or arrays, of unit scale."""
+    return gain * (spread + FLOOR) ** of_spread * (distance + FLOOR) ** of_distance
 
 
 def _local_power(difference: Tensor) -> Tensor:

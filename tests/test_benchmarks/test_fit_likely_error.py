@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.fit_likely_error import fit, observed, predicted, simulate
+from benchmarks.fit_likely_error import fit, observed, simulate
 from configs.ve.cpu_demo import get_config
 from models.prior import load_shipped
 from mri.fourier import fft2c
 from mri.scan import Scan
 from reconstruction.settings import MODELS
+from reconstruction.uncertainty import modelled
 from run_lib import Job
 
 
@@ -18,7 +19,7 @@ def test_known_constants_are_found():
     known, scans = np.array([np.log(0.5), 0.6, 0.3]), []
     for _ in range(4):
         spread, distance = 10 ** rng.uniform(-6, -2, (2, 8, 40, 40))
-        squared = predicted(known, spread, distance) * rng.exponential(size=spread.shape)
+        squared = modelled(spread, distance, 0.5, 0.6, 0.3) * rng.exponential(size=spread.shape)
         scans.append((np.sqrt(squared), spread, distance))
     assert fit(scans) == pytest.approx(known, abs=0.1)
 
@@ -41,3 +42,5 @@ def test_what_the_cascade_leaves_is_observed():
     assert 0 < np.median(error) < 0.1 and spread.mean() < distance.mean()  # images are of unit scale
     full = Scan.from_arrays(fft2c(reference.image), torch.ones_like(scan.mask), noise_std=0.0)  # nothing to hold out
     assert observed(full, reference, Job.from_config(config, 0), priors) is None
+    config.ou.operator = "llr"  # priors do not go on from its result
+    assert observed(scan, reference, Job.from_config(config, 0), priors) is None

@@ -1,6 +1,5 @@
 """OU and priors in turn: which prior follows which step, and that held-out samples decide."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +21,7 @@ from reconstruction.in_turn import (
     GENTLE,
     NOISE_SHARE,
     REACH,
+    ROTATION,
     STEP_SIZE,
     cascade_in_turn,
     follow_priors,
@@ -115,7 +115,7 @@ def test_a_prior_sees_every_phase_and_its_change_is_turned_back(problem, network
     x = problem[1] + 0.1
     schedule = Schedule(0.008, 0.004, 80)  # σ at which the step size is STEP_SIZE
     upright = STEP_SIZE * 0.5 * x
-    monkeypatch.setattr("reconstruction.in_turn.ROTATION", math.pi * (3 - math.sqrt(5)))
+    monkeypatch.setattr("reconstruction.in_turn.ROTATION", ROTATION)
     prior = Turned(network, problem[1], 1.0, [])
     prior.equivariant = True
     follow = follow_priors([prior], schedule, False)
