@@ -18,6 +18,7 @@ from mri.masks import make_mask
 from mri.metrics import evaluate
 from mri.phantom import make_phantom, simulate_scan
 from mri.scan import Reference, Scan
+from reconstruction.in_turn import PASSES, STEP_SIZE
 from reconstruction.prepare import prepare
 from reconstruction.settings import MODELS, OUSettings, SamplingSettings
 from report.results import METRICS
@@ -129,8 +130,8 @@ def test_shipped_priors_improve_on_the_optimization_unit():
     result = reconstruct_problem(problem, (None, None), OUSettings(), SamplingSettings(sampler="cascade"))
     reference = problem.reference_image(Reference(image=heart.image))
     before, after = evaluate(result.start, reference), evaluate(result.image, reference)
-    assert all(0.3 < size <= 0.5 for size in result.settings["calibration"]["step_sizes"])  # both were used
-    assert result.settings["passes_per_frame"] <= 40
+    assert all(0.3 < size <= STEP_SIZE for size in result.settings["calibration"]["step_sizes"])  # both were used
+    assert result.settings["passes_per_frame"] <= PASSES == 40
     assert after["psnr_common"] > before["psnr_common"] + 0.1 and after["ssim_common"] > before["ssim_common"]
 
 
