@@ -111,15 +111,18 @@ def _scaling(dataset: Any) -> dict[str, Any]:
 
 def refuse_unreadable(file: Path, dataset: Any) -> None:
     """Raise `InputError` for images that are compressed in a way that no installed decoder reads."""
+    from pydicom import uid
     from pydicom.pixels import get_decoder
 
     syntax = dataset.file_meta.TransferSyntaxUID
     if not syntax.is_encapsulated:
         return
-    try:
-        known = get_decoder(syntax).is_available
-    except NotImplementedError:  # how pydicom says that it has no decoder for this syntax
-        known = False
+    # what pydicom can decode, given the package for it; the others are videos and JPEG 2000 Part 2
+    images = (
+        *uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes, *uid.RLETransferSyntaxes, uid.JPEG2000Lossless,
+        uid.JPEG2000, uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K,
+    )  # fmt: skip
+    known = syntax in images and get_decoder(syntax).is_available
     if not known:
         raise InputError(f"{file} is compressed as {syntax.name}, which is not supported; export it uncompressed.")
 

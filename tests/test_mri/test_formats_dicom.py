@@ -1,10 +1,15 @@
 """DICOM series, written with pydicom: classic, one file a frame, and enhanced, one file for all."""
 
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from mri.formats import load_scan, sha256
+from mri.formats.dicom_frames import refuse_unreadable
 from mri.formats.export import patient_header
 from mri.formats.stored import SeveralSlices
 from mri.intake import is_several_scans, scan_files, scan_from_file
@@ -229,6 +234,17 @@ def test_series_that_are_refused(tmp_path, values):
     refusal(folder, "--kind kspace", kind="kspace")
     (tmp_path / "empty").mkdir()
     refusal(tmp_path / "empty", "folder")
+
+
+@pytest.mark.parametrize(
+    "name,decoded", [("JPEG2000Lossless", True), ("JPEG2000MCLossless", False), ("MPEG2MPML", False)]
+)
+def test_compression_without_a_decoder_is_refused(name, decoded):
+    syntax = getattr(pydicom.uid, name)
+    dataset = SimpleNamespace(file_meta=SimpleNamespace(TransferSyntaxUID=syntax))
+    refused = nullcontext() if decoded else pytest.raises(InputError, match="series is compressed as .* uncompressed")
+    with refused:
+        refuse_unreadable(Path("series"), dataset)
 
 
 @pytest.mark.parametrize("syntax", ["JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless", "RLELossless"])
