@@ -92,10 +92,22 @@ def _tridiagonal(ar, ai, d, e, tau_r, tau_i):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def _ql(d, e, z):  # type: ignore[no-untyped-def]
-    """Implicit QL (EISPACK's tql2): eigenvalues in d, eigenvectors in the rows of z, which begins as 1."""
+def _ql(d, e, z, least):  # type: ignore[no-untyped-def]
+    """Implicit QL (EISPACK's tql2): eigenvalues in d, eigenvectors in the rows of z, which begins as 1.
+
+    The large ones come first, as T is that of a Lanczos iteration. As soon as Gershgorin's circles show that none of
+    the others is larger than `least`, they are set to 0.
+    """
     n = len(d)
     for first in range(n):
+        bound, before = np.float32(0), np.float32(0)
+        for i in range(first, n):
+            after = abs(e[i])
+            bound = max(bound, before + d[i] + after)
+            before = after
+        if bound <= least:
+            d[first:] = 0
+            return
         for _ in range(QL_ITERATIONS):
             m = first
             while m < n - 1:
@@ -125,10 +137,11 @@ def _ql(d, e, z):  # type: ignore[no-untyped-def]
                 p = s * r
                 d[i + 1] = g + p
                 g = c * r - b
+                upper, lower = z[i + 1], z[i]
                 for k in range(n):
-                    f = z[i + 1, k]
-                    z[i + 1, k] = s * z[i, k] + c * f
-                    z[i, k] = c * z[i, k] - s * f
+                    f = upper[k]
+                    upper[k] = s * lower[k] + c * f
+                    lower[k] = c * lower[k] - s * f
             if split:
                 continue
             d[first] -= p
@@ -148,6 +161,7 @@ def _shrink(re, im, corners, patch, height, width, threshold, sum_re, sum_im):  
     z = np.empty((n, n), np.float32)
     ur, ui = np.empty(n, np.float32), np.empty(n, np.float32)
     cr, ci = np.empty(pixels, np.float32), np.empty(pixels, np.float32)
+    low_r, low_i = np.empty((n, pixels), np.float32), np.empty((n, pixels), np.float32)
     frame, row, column = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
     square = np.float32(threshold * threshold)
     for group in range(groups):
@@ -158,9 +172,10 @@ def _shrink(re, im, corners, patch, height, width, threshold, sum_re, sum_im):  
             row[i] = rest // width
             column[i] = rest - row[i] * width
             for a in range(patch):
+                line_r, line_i = re[frame[i], row[i] + a, column[i] :], im[frame[i], row[i] + a, column[i] :]
+                own_r, own_i = gr[i, a * patch :], gi[i, a * patch :]
                 for b in range(patch):
-                    gr[i, a * patch + b] = re[frame[i], row[i] + a, column[i] + b]
-                    gi[i, a * patch + b] = im[frame[i], row[i] + a, column[i] + b]
+                    own_r[b], own_i[b] = line_r[b], line_i[b]
         for i in range(n):
             for j in range(i + 1):
                 sr, si = np.float32(0), np.float32(0)
@@ -173,7 +188,9 @@ def _shrink(re, im, corners, patch, height, width, threshold, sum_re, sum_im):  
         z[:] = 0
         for i in range(n):
             z[i, i] = 1
-        _ql(d, e, z)
+        _ql(d, e, z, square)
+        low_r[:] = 0
+        low_i[:] = 0
         for k in range(n):
             if d[k] <= square:
                 continue
@@ -198,11 +215,16 @@ def _shrink(re, im, corners, patch, height, width, threshold, sum_re, sum_im):  
             gain = np.float32(1) - square / d[k]
             for i in range(n):
                 xr, xi = gain * ur[i], gain * ui[i]
-                for a in range(patch):
-                    for b in range(patch):
-                        vr, vi = cr[a * patch + b], ci[a * patch + b]
-                        sum_re[frame[i], row[i] + a, column[i] + b] += xr * vr - xi * vi
-                        sum_im[frame[i], row[i] + a, column[i] + b] += xr * vi + xi * vr
+                for p in range(pixels):
+                    low_r[i, p] += xr * cr[p] - xi * ci[p]
+                    low_i[i, p] += xr * ci[p] + xi * cr[p]
+        for i in range(n):
+            for a in range(patch):
+                line_r, line_i = sum_re[frame[i], row[i] + a, column[i] :], sum_im[frame[i], row[i] + a, column[i] :]
+                own_r, own_i = low_r[i, a * patch :], low_i[i, a * patch :]
+                for b in range(patch):
+                    line_r[b] += own_r[b]
+                    line_i[b] += own_i[b]
 
 
 def shrink_groups(image: Tensor, corners: Tensor, patch: int, threshold: float) -> Tensor:
@@ -246,28 +268,31 @@ def _match(re, im, reference, others, patch, stride, search, moves, nearness, be
     """
     members, rows, columns = best.shape
     height, width = re.shape[1] - 2 * search - patch + 1, re.shape[2] - 2 * search - patch + 1
-    across = np.empty((height + patch - 1, columns), np.float32)
-    line = np.empty(width + patch - 1, np.float32)
+    difference = np.empty((height + patch - 1, width + patch - 1), np.float32)
+    down_sum = np.empty(width + patch - 1, np.float32)  # over the rows of a patch
     for member in range(members):
         frame = others[member]
         for move in range(len(moves)):
             down, right = moves[move, 0], moves[move, 1]
             for y in range(height + patch - 1):
+                # views from the first pixel on: of an index that might be negative the loop would not be vectorised
+                other_r = re[frame, y + search + down, search + right :]
+                other_i = im[frame, y + search + down, search + right :]
+                own_r, own_i = re[reference, y + search, search:], im[reference, y + search, search:]
                 for x in range(width + patch - 1):
-                    dr = re[frame, y + search + down, x + search + right] - re[reference, y + search, x + search]
-                    di = im[frame, y + search + down, x + search + right] - im[reference, y + search, x + search]
-                    line[x] = dr * dr + di * di
+                    dr, di = other_r[x] - own_r[x], other_i[x] - own_i[x]
+                    difference[y, x] = dr * dr + di * di
+            weight = np.float32(1 + nearness * (down * down + right * right))
+            for i in range(rows):
+                down_sum[:] = 0
+                for a in range(patch):
+                    line = difference[i * stride + a]
+                    for x in range(width + patch - 1):
+                        down_sum[x] += line[x]
                 for j in range(columns):
                     total = np.float32(0)
                     for b in range(patch):
-                        total += line[j * stride + b]
-                    across[y, j] = total
-            weight = np.float32(1 + nearness * (down * down + right * right))
-            for i in range(rows):
-                for j in range(columns):
-                    total = np.float32(0)
-                    for a in range(patch):
-                        total += across[i * stride + a, j]
+                        total += down_sum[j * stride + b]
                     total *= weight
                     if total < best[member, i, j]:
                         best[member, i, j] = total
