@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import max_pool2d
@@ -24,6 +25,7 @@ from mri.lowrank.along_motion import Schedule as LowRankSchedule
 from reconstruction.calibration import Schedule
 from reconstruction.optimization_unit import OUResult, motion_schedule, put_back
 from reconstruction.prepare import Problem
+from utils.threads import beside
 
 Tensor = torch.Tensor
 
@@ -139,7 +141,7 @@ class Followed:
     log
         step, σ, step size and place in the cascade of every prior that was applied to the result.
     passes
-        network passes per frame, those of all trials included.
+        network passes per frame, those of all trials included, but not those of a run that was stopped.
     """
 
     image: Tensor
@@ -214,12 +216,14 @@ def cascade_in_turn(
             break
         if bar is not None:
             bar.total = bar.n + needed
-        tried, trial = solve(reduced, places, result.halfway_without)
-        passes += len(trial)
-        tried = unit + within_reach(problem, tried - unit)
-        far, share = how_far(problem, held, unit, tried)
-        if far:
-            break
+        with beside(partial(solve, problem, places, result.halfway), problem.measured.device) as final:
+            tried, trial = solve(reduced, places, result.halfway_without)
+            passes += len(trial)
+            tried = unit + within_reach(problem, tried - unit)
+            far, share = how_far(problem, held, unit, tried)
+            if far:
+                image, taken = final()
+                break
     before, count = held_out_error(problem, held, unit, problem.held_out_noise), int(held.sum())
     if not far:
         if bar is not None:
@@ -227,7 +231,6 @@ def cascade_in_turn(
             bar.refresh()
         schedule = Schedule((), (0.0,) * len(priors), before, count, before, before, 0.0)
         return Followed(result.image, schedule, unit, passes=passes)
-    image, taken = solve(problem, places, result.halfway)
     # on average; 0 of a prior that was left out or does not know the noise levels of its turns
     own = [[one["step_size"] for one in taken if one["prior"] == place] for place in every]
     sizes = tuple(sum(each) / max(len(each), 1) for each in own)

@@ -54,6 +54,15 @@ class Known(Prior):
 
 
 @pytest.fixture(autouse=True)
+def one_thread():
+    """With more, a run that is stopped because its trial was rejected has called the priors, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def upright(monkeypatch):
     """`Known` knows the truth in one phase."""
     monkeypatch.setattr("reconstruction.in_turn.ROTATION", 0.0)
@@ -85,6 +94,29 @@ def test_gm_first_then_lm_over_the_later_half():
     assert order == [0] + [1] * 9
     assert set(turns(Schedule(0.1, 0.01, 40), 1).values()) == {0}
     assert [place for _, place in sorted(turns(Schedule(0.1, 0.01, 64), 3).items())] == [0, 0, 1, 1] + [2] * 12
+
+
+def test_side_by_side_as_one_after_the_other(problem, network):
+    """With two threads or more, the runs with and without the held-out samples run at the same time."""
+    found, truth = problem
+    truth = truth.mT if found.turned else truth
+
+    def run():
+        seen = [[], []]
+        priors = [Known(network, truth, 0.5, one) for one in seen]
+        unit = run_optimization_unit(found, OU)
+        return unit, cascade_in_turn(found, priors, unit, 0), [sorted(one) for one in seen]
+
+    one = run()
+    torch.set_num_threads(2)
+    two = run()
+    pairs = [(getattr(one[0], name), getattr(two[0], name)) for name in ("image", "without_held_out")]
+    pairs += [(getattr(one[1], name), getattr(two[1], name)) for name in ("image", "without")]
+    for alone, at_once in pairs:  # PyTorch's Fourier transforms round differently on two threads
+        assert (alone - at_once).norm() < 1e-4 * alone.norm()
+    assert one[1].schedule.followed > 0 and one[1].passes == two[1].passes == sum(map(len, two[2]))
+    assert [step["step"] for step in one[1].log] == [step["step"] for step in two[1].log]
+    assert np.allclose(one[2][1], two[2][1], rtol=1e-4)
 
 
 def test_a_prior_gets_the_noise_of_its_step(problem, network):
