@@ -1,14 +1,15 @@
 """Objective `cascade`: GM and LM trained through the sampler, on simulated scans of moving scenes.
 
 A denoiser of white noise knows nothing of aliasing, and one trained for a single step repeats its bias in every step.
-So the OU reconstructs a simulated scan up to one of its later steps without gradients, and from there the sampler's
-own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) runs for a few passes of the network with
-data consistency between: the loss is the squared error at their end, as a share of that without the network.
+So the sampler's own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) reconstructs a simulated
+scan without gradients, for half of the scans with the network in its turns, for the others without. From some of the
+later steps it goes on for a few passes of the network with gradients: the loss is the squared error at their end, as a
+share of that of the OU alone at the same step.
 """
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
@@ -27,7 +28,7 @@ from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.scenes import Draw
 from mri.weighting import KspaceWeight
-from reconstruction.in_turn import EVERY, follow_priors, turns
+from reconstruction.in_turn import ERROR_SHARE, EVERY, follow_priors, turns
 from reconstruction.optimization_unit import OptimizationUnit, motion_schedule, put_back, shares_centre
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings
@@ -38,6 +39,11 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 PASSES = 4  # of the network, with the OU's steps between, that the gradient goes through
+ENTRIES = 2  # of each scan: steps from which the gradient begins
+ESTIMATES = (1.0, 3.0)  # what held-out samples tell of the error halfway, over the true one
+# σ ‖∂loss/∂D(x; σ)‖ of a pass, at most: ten times the usual one. Where the OU leaves almost no error it is a hundred
+# times as large, and one such scan would decide the step.
+STEEPEST = 0.012
 ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
@@ -53,7 +59,9 @@ class SimulatedScans(NamedTuple):
     measured: Tensor  # complex (frames, 1, ky, kx)
     mask: Tensor  # bool (frames, ky, kx)
     noise: Tensor  # (frames, 3): σ, whether it is known, its upper bound
-    entry: Tensor  # (frames,): 0 … 1, which of its turns the network begins with
+    entries: Tensor  # (frames, ENTRIES): 0 … 1, with which of its turns the gradient begins
+    estimate: Tensor  # (frames,): of the error halfway by held-out samples, over the true one; 0: σ is not raised
+    followed: Tensor  # bool (frames,): whether the network is followed in the turns before
     place: Tensor  # int64 (frames,): of a frame in its scan; 0 begins a scan
     periodic: Tensor  # bool (frames,)
 
@@ -81,7 +89,10 @@ class Learner:
     sigma_max: float = math.inf
 
     def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
-        return change_of(self.score, self.context, image, sigma, periodic)
+        change = change_of(self.score, self.context, image, sigma, periodic)
+        if change.requires_grad:
+            change.register_hook(lambda slope: slope * (STEEPEST / (sigma * slope.norm()).clamp(min=STEEPEST)))
+        return change
 
 
 class ThroughTheCascade(Objective):
@@ -119,46 +130,26 @@ class ThroughTheCascade(Objective):
         problem = prepare(Scan.from_arrays(kspace, mask, noise_std=level if draw.coin(0.5) else None))
         frames = len(image)
         known = torch.tensor([problem.noise_std, float(problem.noise_known), problem.noise_bound])
+        entries = torch.tensor([draw.uniform(0, 1) for _ in range(ENTRIES)])
+        estimate = draw.uniform(*ESTIMATES) if draw.coin(0.5) else 0.0
         return SimulatedScans(
             image * phase / problem.scale, problem.measured, problem.model.mask, known.expand(frames, 3),
-            torch.full((frames,), draw.uniform(0, 1)), torch.arange(frames),
-            torch.full((frames,), problem.periodic),
+            entries.expand(frames, ENTRIES), torch.full((frames,), estimate), torch.full((frames,), draw.coin(0.5)),
+            torch.arange(frames), torch.full((frames,), problem.periodic),
         )  # fmt: skip
 
     def loss(self, score: Score, batch: SimulatedScans) -> Tensor:
         shares = []
         for scan in batch.scans():
-            state, first = self.state(scan)
-            with torch.no_grad():
-                without = squared_error(self.go_on(None, scan, state, first), scan.clean)
-            error = squared_error(self.go_on(score, scan, state, first), scan.clean)
-            shares.append(error / without.clamp(min=HARDLY_ANY * scan.clean.abs().square().sum().item()))
-        return torch.stack(shares).sum()
-
-    @torch.no_grad()
-    def state(self, scan: SimulatedScans) -> tuple[Iterate, int]:
-        """The OU's state before one of the steps that this network follows, and that step."""
-        problem = scan.problem()
-        own = [step for step, place in turns(motion_schedule(problem), 2).items() if MODELS[place] == self.name]
-        first = sorted(own)[int(scan.entry[0] * len(own))]
-        unit = OptimizationUnit(OUSettings(operator="motion"), 0, tqdm(disable=True), shares_centre(scan.mask))
-        (state,) = deque(islice(unit.along_motion(problem.view_sharing(), problem), first), maxlen=1)
-        return state, first
-
-    def go_on(self, score: Score | None, scan: SimulatedScans, state: Iterate, first: int) -> Tensor:
-        """Images after the next PASSES turns, with the network `score` or without."""
-        problem = scan.problem()
-        schedule = motion_schedule(problem)
-        follow = None
-        if score is not None:
-            learner = Learner(score, self.context)
-            follow = follow_priors([learner, learner], schedule, problem.periodic)
-        steps = motion_low_rank(
-            state, problem.model, problem.measured, OUSettings().motion_patches, schedule, problem.periodic, 0, follow,
-            first,
-        )  # fmt: skip
-        (last,) = deque(islice(steps, EVERY * (PASSES - 1) + 1), maxlen=1)
-        return last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
+            least = HARDLY_ANY * scan.clean.abs().square().sum().item()
+            run = Run(scan, self.context, self.data.sigmas[1])
+            own = run.own_turns(self.name)
+            states = run.before(own, score if scan.followed[0] else None)
+            for entry in scan.entries[0]:
+                first = own[int(entry * len(own))]
+                error, without = run.errors(score, states[first], first)
+                shares.append(error / without.clamp(min=least))
+        return torch.stack(shares).sum() / ENTRIES
 
     def size(self, batch: SimulatedScans) -> float:
         return float((batch.place == 0).sum())
@@ -173,12 +164,81 @@ class ThroughTheCascade(Objective):
         for seed in range(3):
             draw = self.draw(torch.Generator().manual_seed(seed))
             scan = SimulatedScans(*(tensor.to(device) for tensor in draw))
-            state, first = self.state(scan)
-            images = [self.go_on(network, scan, state, first) for network in (None, score)]
+            run = Run(scan, self.context, self.data.sigmas[1])
+            first = run.own_turns(self.name)[0]
+            images = [run.without[run.last(first)], run.go_on(score, run.alone[first], first)]
             tiles = [scan.clean[0].abs(), *(5 * (image - scan.clean)[0].abs() for image in images)]
             rows.append(torch.cat([pad_to(tile, self.data.crop) for tile in tiles], dim=1))
         return "clean, error x 5 without, with", torch.cat(rows)[None].clamp(0, 1).cpu()
 
 
-def squared_error(image: Tensor, clean: Tensor) -> Tensor:
-    return torch.view_as_real(image - clean).square().sum()
+class Run:
+    """The OU on one simulated scan, and from any of its turns on the sampler with a network.
+
+    Attributes
+    ----------
+    alone
+        state of the OU alone before each of the turns.
+    without
+        its images after each step of the later half, `(frames, height, width)`.
+    """
+
+    @torch.no_grad()
+    def __init__(self, scan: SimulatedScans, context: Context, sigma_max: float) -> None:
+        self.scan, self.context, self.problem = scan, context, scan.problem()
+        self.schedule = motion_schedule(self.problem)
+        self.turns = turns(self.schedule, len(MODELS))
+        self.alone: dict[int, Iterate] = {}
+        self.without: dict[int, Tensor] = {}
+        unit = OptimizationUnit(OUSettings(operator="motion"), 0, tqdm(disable=True), shares_centre(scan.mask))
+        for step, state in enumerate(unit.along_motion(self.problem.view_sharing(), self.problem)):
+            if step + 1 in self.turns:
+                self.alone[step + 1] = state
+            if step >= min(self.turns):
+                self.without[step] = self.result(state)
+        halfway = self.alone[min(self.turns)].low_rank
+        error = (halfway - scan.clean).abs().square().mean().div(2).sqrt().item()
+        # no further than the network will be used
+        self.error_std = min(scan.estimate[0].item() * error, sigma_max / ERROR_SHARE)
+
+    def own_turns(self, name: str) -> list[int]:
+        """The steps that GM or LM (`name`) follows."""
+        return sorted(step for step, place in self.turns.items() if MODELS[place] == name)
+
+    @torch.no_grad()
+    def before(self, own: list[int], score: Score | None) -> dict[int, Iterate]:
+        """The state before each of the turns `own`: of the OU alone, or with the network `score` in those before."""
+        if score is None:
+            return self.alone
+        first, states = min(self.turns), dict(self.alone)
+        for step, state in enumerate(islice(self.steps(score, self.alone[first], first), max(own) - first), first + 1):
+            states[step] = state
+        return states
+
+    def errors(self, score: Score, state: Iterate, first: int) -> tuple[Tensor, Tensor]:
+        """Squared errors after the PASSES turns from step `first` on, with the network and of the OU alone."""
+        images = (self.go_on(score, state, first), self.without[self.last(first)])
+        error, without = (torch.view_as_real(image - self.scan.clean).square().sum() for image in images)
+        return error, without
+
+    def last(self, first: int) -> int:
+        """The last step of PASSES turns from step `first` on, or the last of all."""
+        return min(first + EVERY * (PASSES - 1), self.schedule.steps - 1)
+
+    def go_on(self, score: Score, state: Iterate, first: int) -> Tensor:
+        """The images after the step `last(first)`, with the network from `first` on."""
+        steps = islice(self.steps(score, state, first), self.last(first) - first + 1)
+        return self.result(deque(steps, maxlen=1)[0])
+
+    def steps(self, score: Score, state: Iterate, first: int) -> Iterator[Iterate]:
+        """What the sampler's steps from `first` on yield, with the network in all turns."""
+        learner, problem = Learner(score, self.context), self.problem
+        follow = follow_priors([learner] * len(MODELS), self.schedule, problem.periodic, self.error_std)
+        return motion_low_rank(
+            state, problem.model, problem.measured, OUSettings().motion_patches, self.schedule, problem.periodic, 0,
+            follow, first,
+        )  # fmt: skip
+
+    def result(self, state: Iterate) -> Tensor:
+        """The images that a reconstruction which ends with this state returns."""
+        return state.low_rank + put_back(self.problem) * (state.consistent - state.low_rank)

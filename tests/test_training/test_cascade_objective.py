@@ -6,12 +6,13 @@ from tqdm import tqdm
 
 from configs.ve import cascade as cascade_config
 from models.prior import load_prior
+from reconstruction.in_turn import ERROR_SHARE
 from reconstruction.optimization_unit import OptimizationUnit
 from reconstruction.settings import OUSettings
 from run_lib import Job
 from tests.commands import ROOT, TINY, command
 from training import settings as parts
-from training.cascade import ThroughTheCascade
+from training.cascade import PASSES, STEEPEST, Learner, Run, ThroughTheCascade
 from training.loop import new_network
 from utils.errors import InputError
 
@@ -46,21 +47,69 @@ def test_scans_are_seeded_and_agree_with_their_images():
 
 
 @pytest.mark.parametrize("name", ["global", "local"])
-def test_without_a_network_it_goes_on_as_the_unit_does_and_a_new_one_changes_nothing(name):
+@pytest.mark.parametrize("followed", [True, False])
+def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed):
     objective = ThroughTheCascade(run_settings(), [], name)
-    scan = a_draw(objective, 1)._replace(entry=torch.full((6,), 0.999))
-    state, first = objective.state(scan)
-    image = objective.go_on(None, scan, state, first)
-    problem = scan.problem()
-    if name == "local":  # it enters at the last step
-        unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
-        assert torch.allclose(image, unit.solve(problem), atol=1e-5)
+    scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
+    run = Run(scan, objective.context, 0.06)
+    unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
+    assert torch.allclose(run.without[run.schedule.steps - 1], unit.solve(scan.problem()), atol=1e-5)
     network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
+    own = run.own_turns(name)
+    states = run.before(own, network if followed else None)
+    for first in own:
+        assert torch.allclose(states[first].momentum, run.alone[first].momentum, atol=2e-3)  # rounding grows
     loss = objective.loss(network, scan)
     assert loss.item() == pytest.approx(1, abs=1e-3) and objective.size(scan) == 1
     loss.backward()
     assert network.conv_in.weight.grad is None or network.conv_in.weight.grad.isfinite().all()
     assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+
+
+def test_followed_means_with_the_network_in_the_turns_before():
+    objective = ThroughTheCascade(run_settings(), [], "local")
+    run = Run(a_draw(objective, 1), objective.context, 0.06)
+    own = run.own_turns("local")
+
+    def score(x, levels, neighbours):
+        return -x[:, :2]
+
+    states = run.before(own, score)
+    changed = [(states[first].momentum - run.alone[first].momentum).norm().item() for first in own]
+    assert changed[0] > 0 and min(run.turns) < own[0]  # the turn of GM comes before
+    image = run.go_on(score, states[own[-1]], own[-1])
+    assert torch.equal(run.go_on(score, states[own[-1]], own[-1]), image)
+    # the rest of such a run, from any of its states, is the same
+    again = run.steps(score, states[own[0]], own[0])
+    assert torch.equal(run.result(list(again)[-1]), image)
+
+
+def test_the_first_noise_level_is_raised_as_held_out_samples_would():
+    objective = ThroughTheCascade(run_settings(), [], "local")
+    scan = a_draw(objective, 1)
+    once, twice = (Run(scan._replace(estimate=torch.full((6,), by)), objective.context, 0.2) for by in (1.0, 2.0))
+    halfway = once.alone[min(once.turns)].low_rank
+    assert once.error_std == pytest.approx((halfway - scan.clean).abs().square().mean().item() ** 0.5 / 2**0.5)
+    assert twice.error_std == pytest.approx(2 * once.error_std)
+    assert Run(scan._replace(estimate=torch.zeros(6)), objective.context, 0.2).error_std == 0
+    assert Run(scan, objective.context, 1e-4).error_std <= 1e-4 / ERROR_SHARE
+
+
+def test_no_scan_decides_a_step_alone():
+    """The gradient at the output of a pass is limited, and otherwise as it is."""
+    objective = ThroughTheCascade(run_settings(), [], "local")
+    image = torch.full((6, 32, 32), 0.5 + 0.5j)
+
+    def slope(weight, sigma=0.01):
+        factor = torch.zeros((), requires_grad=True)
+        learner = Learner(lambda x, levels, neighbours: factor * x[:, :2], objective.context)
+        (weight * learner.change(image, sigma, False).real.sum()).backward()
+        return factor.grad.item()
+
+    small = slope(1e-4)
+    assert slope(1e-3) == pytest.approx(10 * small, rel=1e-4)
+    assert slope(1e6) == pytest.approx(slope(1e4), rel=1e-4)
+    assert slope(1e4) == pytest.approx(small * STEEPEST / (0.01 * 1e-4 * image.numel() ** 0.5), rel=1e-3)
 
 
 def test_it_learns_to_lower_the_error_of_a_scan():
@@ -81,17 +130,16 @@ def test_it_learns_to_lower_the_error_of_a_scan():
 def test_the_gradient_passes_the_steps_between():
     """The first pass of the network has a gradient through the OU's steps and the later passes."""
     objective = ThroughTheCascade(run_settings(), [], "global")
-    scan = a_draw(objective, 3)._replace(entry=torch.zeros(6))
-    state, first = objective.state(scan)
+    run = Run(a_draw(objective, 3), objective.context, 0.2)
+    first = run.own_turns("global")[0]
     gains = []
 
     def score(x, levels, neighbours):
         gains.append(torch.ones((), requires_grad=True))
         return -gains[-1] * x[:, :2]
 
-    image = objective.go_on(score, scan, state, first)
-    image.abs().square().sum().backward()
-    assert len(gains) == 4 and all(gain.grad.abs() > 0 for gain in gains)
+    run.errors(score, run.alone[first], first)[0].backward()
+    assert len(gains) == PASSES and all(gain.grad.abs() > 0 for gain in gains)
 
 
 def test_too_few_frames_are_refused():
