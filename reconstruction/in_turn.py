@@ -8,8 +8,8 @@ alone takes all turns, if `PASSES` allows. Data consistency follows each time.
 
 import cmath
 import math
-from collections import deque
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,7 +25,7 @@ from mri.lowrank.along_motion import Schedule as LowRankSchedule
 from reconstruction.calibration import Schedule
 from reconstruction.optimization_unit import OUResult, motion_schedule, put_back
 from reconstruction.prepare import Problem
-from utils.threads import beside
+from utils.threads import beside, leave_if_stopped
 
 Tensor = torch.Tensor
 
@@ -122,7 +122,10 @@ def solve_in_turn(
         halfway, problem.model, problem.measured, result.settings.motion_patches, schedule, problem.periodic, seed,
         follow, schedule.steps // 2,
     )  # fmt: skip
-    (last,) = deque(steps, maxlen=1)
+    last = halfway
+    for state in steps:
+        leave_if_stopped()
+        last = state
     return last.low_rank + put_back(problem) * (last.consistent - last.low_rank), taken
 
 
@@ -191,10 +194,11 @@ def cascade_in_turn(
 ) -> Followed:
     """Apply the priors within the OU if they predict held-out samples better than the OU alone, as far as they do.
 
-    They are first tried without the held-out samples: all in turn and, if that is rejected, each alone, the last of
-    the cascade (LM) first, as long as `PASSES` allows a trial and the final run; the first trial that is clearly better
-    is followed. The sets `admission` and `settings`
-    (`mri.holdout`) decide together: all images have the same settings of the OU, so `settings` favours none.
+    They are tried without the held-out samples: all in turn and, if that is rejected, each alone, the last of the
+    cascade (LM) first, as long as `PASSES` allows a trial and the final run; the first trial that is clearly better is
+    followed. On a CPU of several cores the final run goes on beside the first trial, and is stopped if that is
+    rejected. The sets `admission` and `settings` (`mri.holdout`) decide together: all images have the same settings of
+    the OU, so `settings` favours none.
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
         return Followed(result.image, Schedule(), result.without_held_out)
@@ -216,7 +220,9 @@ def cascade_in_turn(
             break
         if bar is not None:
             bar.total = bar.n + needed
-        with beside(partial(solve, problem, places, result.halfway), problem.measured.device) as final:
+        whole = partial(solve, problem, places, result.halfway)
+        # after a rejection a further one is likely: then the final run waits
+        with beside(whole, problem.measured.device) if places == every else nullcontext(whole) as final:
             tried, trial = solve(reduced, places, result.halfway_without)
             passes += len(trial)
             tried = unit + within_reach(problem, tried - unit)

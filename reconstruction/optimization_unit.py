@@ -19,7 +19,7 @@ from mri.masks import is_lines, lines_along_rows
 from reconstruction.prepare import Problem
 from reconstruction.settings import OUSettings
 from utils.errors import InputError
-from utils.threads import beside
+from utils.threads import beside, leave_if_stopped
 
 Tensor = torch.Tensor
 
@@ -36,7 +36,8 @@ STEPS_PER_ACCELERATION, FEWEST_STEPS, MOST_STEPS = 12, 24, 80  # motion: missing
 # less where σ is an upper bound, and still less for noise that simulated images bring along, which counts as signal
 LAST, LAST_ESTIMATED, LAST_OF_IMAGES = 0.85, 0.75, 0.5
 CLEAN = 0.002  # noise per pixel below which all measured samples are put back
-LIBRARIES_GB, IMAGES_HELD, COIL_IMAGES_HELD = 0.5, 28, 4  # memory: measured at 16 × 192², and 24 × 128² of 8 coils
+# memory of a run, in copies of the scan: measured at 16 × 192², and 24 × 128² of 6 virtual coils; PRIORS_HELD in a pass
+LIBRARIES_GB, IMAGES_HELD, COIL_IMAGES_HELD, PRIORS_HELD = 0.5, 32, 8, 130
 CENTRE_SHARE = 0.5  # motion: with the central line in fewer of the frames, it is shared for the first half of the steps
 CHECK_STEPS = 16  # motion: steps that suffice to see whether it does harm
 PUT_BACK_ESTIMATED = 0.2  # share of the measured samples that is put back where σ is estimated
@@ -118,6 +119,7 @@ class OptimizationUnit:
             for one, first, last in ((known, 0, half), (problem, half, schedule.steps)):
                 found = motion_low_rank(state, one.model, one.measured, *rest, first=first)
                 for step in islice(found, last - first):
+                    leave_if_stopped()
                     yield step
                     state = step
                     bar.update()
@@ -219,10 +221,15 @@ def expectation(problem: Problem, settings: OUSettings) -> str:
     seconds = expected_seconds(problem, settings)
     frames, height, width = problem.model.mask.shape
     coils = problem.model.coils
-    memory = LIBRARIES_GB + 8e-9 * frames * height * width * (IMAGES_HELD + COIL_IMAGES_HELD * coils)
+    at_once = 2 if problem.measured.device.type == "cpu" and torch.get_num_threads() > 1 else 1
+    held = IMAGES_HELD + COIL_IMAGES_HELD * (coils if coils > 1 else 0)
+    memory, with_priors = (
+        LIBRARIES_GB + 8e-9 * frames * height * width * at_once * images for images in (held, held + PRIORS_HELD)
+    )
     several = f" of {coils} virtual coils" if coils > 1 else ""
     words = f"optimization unit: {frames} frames{several}, {height} x {width}: about {max(seconds, 1):.0f} s"
-    return f"{words} (up to three times that with GM and LM), {memory:.1f} GB of memory" if seconds else ""
+    words += f" and {memory:.1f} GB of memory; with GM and LM up to three times as long and {with_priors:.1f} GB"
+    return words if seconds else ""
 
 
 def with_operator(settings: OUSettings, sampler: str) -> OUSettings:
@@ -272,10 +279,10 @@ def run_optimization_unit(
 ) -> OUResult:
     """Solve the problem; use `motion` or `llr` only if they predict held-out samples better than view sharing.
 
-    The scan is first solved without the held-out samples, in `check_steps` steps along the motion (0: as many as in the
+    The scan is solved without the held-out samples, in `check_steps` steps along the motion (0: as many as in the
     final run). If the operator that is asked for does not lower the error there, `llr` is tried, which must be better
     by two standard errors; otherwise view sharing is the result. With too few samples to hold out, there is no
-    comparison. The final run uses all samples; on a CPU of several cores both run side by side.
+    comparison. The final run uses all samples; on a CPU of several cores it runs at the same time.
     """
     share = shares_centre(problem.model.mask)  # decided once: what is held out changes it not
     unit = OptimizationUnit(settings, seed, share_centre=share)
@@ -288,21 +295,21 @@ def run_optimization_unit(
     reduced = problem.restricted(held_out.kept)
     start = reduced.view_sharing()
     chosen, final, without, gain, half, half_without = None, None, start, 0.0, None, None
-    bar = _bar(sum(motion_schedule(one, settings.motion_steps).steps for one in (reduced, problem)))
-    for operator in dict.fromkeys((unit.operator, "llr")):
-        candidate = replace(settings, operator=operator)
-        one, other = (OptimizationUnit(candidate, seed, bar, share) for _ in range(2))
-        with beside(partial(one.solve_and_halfway, problem), problem.measured.device) as whole:
-            image, found = other.solve_and_halfway(reduced, check_steps)
-            better = improvement(
-                problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise
-            )
-            # a few lines cannot tell two good operators apart: what is asked for is left only where it does harm
-            if better.share > 0 and (better.is_clear or operator == unit.operator):
-                chosen, without, gain, half_without = candidate, image, better.share, found
-                final, half = whole()
-                break
+    with _bar(sum(motion_schedule(one, settings.motion_steps).steps for one in (reduced, problem))) as bar:
+        for operator in dict.fromkeys((unit.operator, "llr")):
+            candidate = replace(settings, operator=operator)
+            one, other = (OptimizationUnit(candidate, seed, bar, share) for _ in range(2))
+            job = partial(one.solve_and_halfway, problem)
+            with beside(job, problem.measured.device) if operator == "motion" else contextlib.nullcontext(job) as whole:
+                image, found = other.solve_and_halfway(reduced, check_steps)
+                better = improvement(
+                    problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise
+                )
+                # a few lines cannot tell two good operators apart: what is asked for is left only where it does harm
+                if better.share > 0 and (better.is_clear or operator == unit.operator):
+                    chosen, without, gain, half_without = candidate, image, better.share, found
+                    final, half = whole()
+                    break
     if final is None:
         final = problem.view_sharing()
-    bar.close()
     return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain, half, half_without)

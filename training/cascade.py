@@ -2,15 +2,16 @@
 
 A denoiser of white noise knows nothing of aliasing, and one trained for a single step repeats its bias in every step.
 So the sampler's own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) reconstructs a simulated
-scan without gradients, for half of the scans with the network in its turns, for the others without. From some of the
-later steps it goes on for a few passes of the network with gradients: the loss is the squared error at their end, as a
-share of that of the OU alone at the same step.
+scan without gradients, in half of the scans with the network in all turns, in the others without it. From some of the
+network's own turns it goes on for a few passes with gradients: the loss is the squared error at their end, as a share
+of that of the OU alone at the same step.
 """
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import NamedTuple
 
@@ -39,10 +40,10 @@ from utils.errors import InputError
 Tensor = torch.Tensor
 
 PASSES = 4  # of the network, with the OU's steps between, that the gradient goes through
-ENTRIES = 2  # of each scan: steps from which the gradient begins
+ENTRIES = 2  # of each scan: turns from which the gradient begins, one early and one late
 ESTIMATES = (1.0, 3.0)  # what held-out samples tell of the error halfway, over the true one
-# σ ‖∂loss/∂D(x; σ)‖ of a pass, at most: ten times the usual one. Where the OU leaves almost no error it is a hundred
-# times as large, and one such scan would decide the step.
+# σ ‖∂share/∂D(x; σ)‖ of a pass, at most; 0.001 to 0.01 is usual. Where the OU leaves almost no error it is ten times as
+# large and more, and the step would depend on such a scan alone.
 STEEPEST = 0.012
 ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
@@ -59,7 +60,7 @@ class SimulatedScans(NamedTuple):
     measured: Tensor  # complex (frames, 1, ky, kx)
     mask: Tensor  # bool (frames, ky, kx)
     noise: Tensor  # (frames, 3): σ, whether it is known, its upper bound
-    entries: Tensor  # (frames, ENTRIES): 0 … 1, with which of its turns the gradient begins
+    entries: Tensor  # (frames, ENTRIES): 0 … 1, where in each part of its turns the gradient begins
     estimate: Tensor  # (frames,): of the error halfway by held-out samples, over the true one; 0: σ is not raised
     followed: Tensor  # bool (frames,): whether the network is followed in the turns before
     place: Tensor  # int64 (frames,): of a frame in its scan; 0 begins a scan
@@ -81,18 +82,30 @@ class SimulatedScans(NamedTuple):
 
 @dataclass(frozen=True)
 class Learner:
-    """The network as `follow_priors` takes a prior, with gradients."""
+    """The network as `follow_priors` takes a prior, with gradients, which `limit` bounds.
+
+    Attributes
+    ----------
+    weight
+        ∂loss/∂share, as it reaches the share of the error that this learner's passes lead to; one number.
+    """
 
     score: Score
     context: Context
+    weight: list[Tensor] = field(default_factory=list)
     sigma_min: float = 0.0  # it learns at every level that it meets
     sigma_max: float = math.inf
 
     def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
         change = change_of(self.score, self.context, image, sigma, periodic)
         if change.requires_grad:
-            change.register_hook(lambda slope: slope * (STEEPEST / (sigma * slope.norm()).clamp(min=STEEPEST)))
+            change.register_hook(partial(self.limit, sigma))
         return change
+
+    def limit(self, sigma: float, slope: Tensor) -> Tensor:
+        """∂loss/∂D(x; σ), made shorter where that of the share is steeper than STEEPEST allows."""
+        most = STEEPEST * self.weight[0].abs()
+        return slope * (most / (sigma * slope.norm()).clamp(min=most.clamp(min=1e-30)))
 
 
 class ThroughTheCascade(Objective):
@@ -141,14 +154,13 @@ class ThroughTheCascade(Objective):
     def loss(self, score: Score, batch: SimulatedScans) -> Tensor:
         shares = []
         for scan in batch.scans():
-            least = HARDLY_ANY * scan.clean.abs().square().sum().item()
-            run = Run(scan, self.context, self.data.sigmas[1])
+            run = SimulatedRun(scan, self.context, self.data.sigmas[1])
             own = run.own_turns(self.name)
-            states = run.before(own, score if scan.followed[0] else None)
-            for entry in scan.entries[0]:
-                first = own[int(entry * len(own))]
-                error, without = run.errors(score, states[first], first)
-                shares.append(error / without.clamp(min=least))
+            firsts = Counter(
+                own[int((part + entry) / ENTRIES * len(own))] for part, entry in enumerate(scan.entries[0].tolist())
+            )
+            states = run.states_before(max(firsts), score if scan.followed[0] else None)
+            shares += [count * run.share(score, states[first], first) for first, count in firsts.items()]
         return torch.stack(shares).sum() / ENTRIES
 
     def size(self, batch: SimulatedScans) -> float:
@@ -164,15 +176,15 @@ class ThroughTheCascade(Objective):
         for seed in range(3):
             draw = self.draw(torch.Generator().manual_seed(seed))
             scan = SimulatedScans(*(tensor.to(device) for tensor in draw))
-            run = Run(scan, self.context, self.data.sigmas[1])
-            first = run.own_turns(self.name)[0]
-            images = [run.without[run.last(first)], run.go_on(score, run.alone[first], first)]
+            run = SimulatedRun(scan, self.context, self.data.sigmas[1])
+            first, learner = run.own_turns(self.name)[0], Learner(score, self.context)
+            images = [run.without[run.last_step(first)], run.go_on(learner, run.alone[first], first)]
             tiles = [scan.clean[0].abs(), *(5 * (image - scan.clean)[0].abs() for image in images)]
             rows.append(torch.cat([pad_to(tile, self.data.crop) for tile in tiles], dim=1))
         return "clean, error x 5 without, with", torch.cat(rows)[None].clamp(0, 1).cpu()
 
 
-class Run:
+class SimulatedRun:
     """The OU on one simulated scan, and from any of its turns on the sampler with a network.
 
     Attributes
@@ -191,14 +203,15 @@ class Run:
         self.alone: dict[int, Iterate] = {}
         self.without: dict[int, Tensor] = {}
         unit = OptimizationUnit(OUSettings(operator="motion"), 0, tqdm(disable=True), shares_centre(scan.mask))
+        half, error = self.schedule.steps // 2, 0.0
         for step, state in enumerate(unit.along_motion(self.problem.view_sharing(), self.problem)):
+            if step + 1 == half:
+                error = (state.low_rank - scan.clean).abs().square().mean().div(2).sqrt().item()
             if step + 1 in self.turns:
                 self.alone[step + 1] = state
             if step >= min(self.turns):
                 self.without[step] = self.result(state)
-        halfway = self.alone[min(self.turns)].low_rank
-        error = (halfway - scan.clean).abs().square().mean().div(2).sqrt().item()
-        # no further than the network will be used
+        # σ begins no higher than the network will be used at
         self.error_std = min(scan.estimate[0].item() * error, sigma_max / ERROR_SHARE)
 
     def own_turns(self, name: str) -> list[int]:
@@ -206,33 +219,40 @@ class Run:
         return sorted(step for step, place in self.turns.items() if MODELS[place] == name)
 
     @torch.no_grad()
-    def before(self, own: list[int], score: Score | None) -> dict[int, Iterate]:
-        """The state before each of the turns `own`: of the OU alone, or with the network `score` in those before."""
+    def states_before(self, last: int, score: Score | None) -> dict[int, Iterate]:
+        """The state before each of the turns up to the step `last`: of the OU alone, or with `score` in all turns."""
         if score is None:
             return self.alone
-        first, states = min(self.turns), dict(self.alone)
-        for step, state in enumerate(islice(self.steps(score, self.alone[first], first), max(own) - first), first + 1):
-            states[step] = state
+        begin = min(self.turns)
+        states, start = {begin: self.alone[begin]}, self.alone[begin]
+        steps = self.steps(Learner(score, self.context), start, begin)
+        for step, state in enumerate(islice(steps, last - begin), begin + 1):
+            if step in self.turns:
+                states[step] = state
         return states
 
-    def errors(self, score: Score, state: Iterate, first: int) -> tuple[Tensor, Tensor]:
-        """Squared errors after the PASSES turns from step `first` on, with the network and of the OU alone."""
-        images = (self.go_on(score, state, first), self.without[self.last(first)])
-        error, without = (torch.view_as_real(image - self.scan.clean).square().sum() for image in images)
-        return error, without
+    def share(self, score: Score, state: Iterate, first: int) -> Tensor:
+        """Squared error after the PASSES turns from step `first` on, over that of the OU alone."""
+        learner, clean = Learner(score, self.context), self.scan.clean
+        least = HARDLY_ANY * clean.abs().square().sum()
+        without = squared_error(self.without[self.last_step(first)], clean).clamp(min=least)
+        share = squared_error(self.go_on(learner, state, first), clean) / without
+        if share.requires_grad:
+            share.register_hook(learner.weight.append)
+        return share
 
-    def last(self, first: int) -> int:
+    def last_step(self, first: int) -> int:
         """The last step of PASSES turns from step `first` on, or the last of all."""
         return min(first + EVERY * (PASSES - 1), self.schedule.steps - 1)
 
-    def go_on(self, score: Score, state: Iterate, first: int) -> Tensor:
-        """The images after the step `last(first)`, with the network from `first` on."""
-        steps = islice(self.steps(score, state, first), self.last(first) - first + 1)
+    def go_on(self, learner: Learner, state: Iterate, first: int) -> Tensor:
+        """The images after the step `last_step(first)`, with the network from `first` on."""
+        steps = islice(self.steps(learner, state, first), self.last_step(first) - first + 1)
         return self.result(deque(steps, maxlen=1)[0])
 
-    def steps(self, score: Score, state: Iterate, first: int) -> Iterator[Iterate]:
+    def steps(self, learner: Learner, state: Iterate, first: int) -> Iterator[Iterate]:
         """What the sampler's steps from `first` on yield, with the network in all turns."""
-        learner, problem = Learner(score, self.context), self.problem
+        problem = self.problem
         follow = follow_priors([learner] * len(MODELS), self.schedule, problem.periodic, self.error_std)
         return motion_low_rank(
             state, problem.model, problem.measured, OUSettings().motion_patches, self.schedule, problem.periodic, 0,
@@ -242,3 +262,7 @@ class Run:
     def result(self, state: Iterate) -> Tensor:
         """The images that a reconstruction which ends with this state returns."""
         return state.low_rank + put_back(self.problem) * (state.consistent - state.low_rank)
+
+
+def squared_error(image: Tensor, clean: Tensor) -> Tensor:
+    return torch.view_as_real(image - clean).square().sum()

@@ -36,6 +36,7 @@ from utils.memory import within_memory
 Tensor = torch.Tensor
 
 LOG_STEPS = 50  # between TensorBoard scalars
+RECOMPILED = 16  # graphs of one network, at most; of more sizes it would run uncompiled
 KEPT_SNAPSHOTS = 5  # the newest; one of the published network takes 1 GB
 # parts of a configuration that must be the same to resume a run
 MUST_MATCH = ("data", "mask", "pseudo_reference", "model", "training", "optim", "seed")
@@ -181,7 +182,11 @@ class Training:
                 self.network, ids, forward_sync_buffers=False
             )
         # a graph for each size of scans: of one for all sizes, PyTorch cannot order the strides of the gradients
-        compiled = torch.compile(self.parallel, dynamic=False) if settings.compile else self.parallel
+        compiled = self.parallel
+        if settings.compile:
+            # objective cascade passes each size without gradients, with those of the weights, and of the images too
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, RECOMPILED)
+            compiled = torch.compile(self.parallel, dynamic=False)
         self.score = in_precision(compiled, settings.precision, self.device)
         self.parameters = [p for p in self.network.parameters() if p.requires_grad]
         self.ema = ExponentialMovingAverage(self.parameters, run.model.ema_rate)

@@ -95,8 +95,8 @@ def _tridiagonal(ar, ai, d, e, tau_r, tau_i):  # type: ignore[no-untyped-def]
 def _ql(d, e, z, least):  # type: ignore[no-untyped-def]
     """Implicit QL (EISPACK's tql2): eigenvalues in d, eigenvectors in the rows of z, which begins as 1.
 
-    The large ones come first, as T is that of a Lanczos iteration. As soon as Gershgorin's circles show that none of
-    the others is larger than `least`, they are set to 0.
+    The large ones usually come first, as T is that of a Lanczos iteration. As soon as Gershgorin's circles show that
+    none of the others is larger than `least`, these are set to 0, and their eigenvectors are not found.
     """
     n = len(d)
     for first in range(n):

@@ -200,3 +200,7 @@ def test_eigenvalues_of_the_kernel(order):
                 assert np.allclose(np.sort(d)[large], expected[large], atol=accuracy)
                 assert (np.sort(d)[~large] <= least).all()
                 assert np.allclose(z @ z.T, np.eye(order), atol=1e-5)
+            d, z = tridiagonal.copy(), np.eye(order, dtype=np.float32)
+            bound = 3 * np.abs([tridiagonal, offdiagonal]).max()
+            fused._ql(d, offdiagonal.copy(), z, np.float32(bound))
+            assert not d.any() and (z == np.eye(order)).all()

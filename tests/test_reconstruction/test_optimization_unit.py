@@ -1,5 +1,6 @@
 """The optimization unit: what it chooses on held-out samples, and what it makes of a scan."""
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -27,6 +28,7 @@ from reconstruction.settings import OUSettings, SamplingSettings
 from sampling import reconstruct_problem
 from tests.conftest import simple_scan
 from utils.errors import InputError
+from utils.threads import leave_if_stopped
 
 SHORT = OUSettings(operator="motion", motion_patches=(6,), motion_steps=10)
 CASCADE = SamplingSettings(sampler="cascade")
@@ -63,13 +65,23 @@ def test_what_is_held_out_is_not_seen(coils):
     assert torch.equal(result.start_without, problem.restricted(kept).view_sharing())
 
 
-def test_what_does_harm_is_left(problem, monkeypatch):
-    """Motion, then `llr`, then view sharing."""
-    harmful = {"motion"}
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_does_harm_is_left(request, problem, monkeypatch, threads):
+    """Motion, then `llr`, then view sharing; on two threads the final run has begun by then, and is stopped."""
+    harmful, before, ends = {"motion"}, torch.get_num_threads(), []
+    request.addfinalizer(lambda: torch.set_num_threads(before))
+    torch.set_num_threads(threads)
     solve = OptimizationUnit.solve_and_halfway
 
-    def spoilt(unit, problem, steps=0):
-        return (0 * problem.view_sharing(), None) if unit.operator in harmful else solve(unit, problem, steps)
+    def spoilt(unit, one, steps=0):
+        if unit.operator not in harmful:
+            return solve(unit, one, steps)
+        if one is problem:  # the final run is the longer one
+            for _ in range(60_000):
+                leave_if_stopped()
+                time.sleep(0.001)
+            ends.append("not stopped")
+        return 0 * one.view_sharing(), None
 
     monkeypatch.setattr(OptimizationUnit, "solve_and_halfway", spoilt)
     result = run_optimization_unit(problem, SHORT)
@@ -77,6 +89,7 @@ def test_what_does_harm_is_left(problem, monkeypatch):
     harmful.add("llr")
     result = run_optimization_unit(problem, SHORT)
     assert result.is_start and torch.equal(result.image, problem.view_sharing()) and result.gain == 0
+    assert not ends and torch.get_num_threads() == threads
 
 
 def test_without_lines_to_hold_out_nothing_is_compared(problem):

@@ -12,7 +12,7 @@ from reconstruction.settings import OUSettings
 from run_lib import Job
 from tests.commands import ROOT, TINY, command
 from training import settings as parts
-from training.cascade import PASSES, STEEPEST, Learner, Run, ThroughTheCascade
+from training.cascade import PASSES, STEEPEST, Learner, SimulatedRun, ThroughTheCascade
 from training.loop import new_network
 from utils.errors import InputError
 
@@ -51,12 +51,12 @@ def test_scans_are_seeded_and_agree_with_their_images():
 def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed):
     objective = ThroughTheCascade(run_settings(), [], name)
     scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
-    run = Run(scan, objective.context, 0.06)
+    run = SimulatedRun(scan, objective.context, 0.06)
     unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
     assert torch.allclose(run.without[run.schedule.steps - 1], unit.solve(scan.problem()), atol=1e-5)
     network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
     own = run.own_turns(name)
-    states = run.before(own, network if followed else None)
+    states = run.states_before(max(own), network if followed else None)
     for first in own:
         assert torch.allclose(states[first].momentum, run.alone[first].momentum, atol=2e-3)  # rounding grows
     loss = objective.loss(network, scan)
@@ -68,48 +68,81 @@ def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, fol
 
 def test_followed_means_with_the_network_in_the_turns_before():
     objective = ThroughTheCascade(run_settings(), [], "local")
-    run = Run(a_draw(objective, 1), objective.context, 0.06)
+    run = SimulatedRun(a_draw(objective, 1), objective.context, 0.06)
     own = run.own_turns("local")
 
     def score(x, levels, neighbours):
         return -x[:, :2]
 
-    states = run.before(own, score)
+    states, learner = run.states_before(own[-1], score), Learner(score, objective.context)
     changed = [(states[first].momentum - run.alone[first].momentum).norm().item() for first in own]
     assert changed[0] > 0 and min(run.turns) < own[0]  # the turn of GM comes before
-    image = run.go_on(score, states[own[-1]], own[-1])
-    assert torch.equal(run.go_on(score, states[own[-1]], own[-1]), image)
-    # the rest of such a run, from any of its states, is the same
-    again = run.steps(score, states[own[0]], own[0])
-    assert torch.equal(run.result(list(again)[-1]), image)
+    # the rest of such a run is the same from any of its states
+    image = run.go_on(learner, states[own[-1]], own[-1])
+    assert torch.equal(run.result(list(run.steps(learner, states[own[0]], own[0]))[-1]), image)
+    assert set(states) == set(run.turns) and set(run.states_before(own[0], score)) == {*own[:1], min(run.turns)}
+
+
+def test_the_loss_is_the_mean_of_an_early_and_a_late_entry():
+    objective = ThroughTheCascade(run_settings(), [], "local")
+
+    def score(x, levels, neighbours):
+        return -0.1 * x[:, :2] / levels[:, None, None, None] ** 2  # D(x; σ) = 0.9 x
+
+    losses = []
+    for followed in (True, False):
+        scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
+        scan = scan._replace(entries=torch.tensor([[0.0, 0.99]]).expand(6, 2))
+        run = SimulatedRun(scan, objective.context, 0.06)
+        own = run.own_turns("local")
+        states = run.states_before(own[-1], score) if followed else run.alone
+        expected = [run.share(score, states[first], first) for first in (own[0], own[-1])]
+        losses.append(objective.loss(score, scan).item())
+        assert losses[-1] == pytest.approx(sum(share.item() for share in expected) / 2, rel=1e-4)
+        assert expected[0] != expected[1]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-2)
+    # GM has a single turn in a short run: both entries are the same, and it is passed once
+    alone = ThroughTheCascade(run_settings(), [], "global")
+    own = run.own_turns("global")
+    if len(own) == 1:
+        once = run.share(score, run.alone[own[0]], own[0]).item()
+        assert alone.loss(score, scan).item() == pytest.approx(once, rel=1e-4)
 
 
 def test_the_first_noise_level_is_raised_as_held_out_samples_would():
     objective = ThroughTheCascade(run_settings(), [], "local")
     scan = a_draw(objective, 1)
-    once, twice = (Run(scan._replace(estimate=torch.full((6,), by)), objective.context, 0.2) for by in (1.0, 2.0))
-    halfway = once.alone[min(once.turns)].low_rank
-    assert once.error_std == pytest.approx((halfway - scan.clean).abs().square().mean().item() ** 0.5 / 2**0.5)
+    estimates = (torch.full((6,), by) for by in (1.0, 2.0))
+    once, twice = (SimulatedRun(scan._replace(estimate=by), objective.context, 0.2) for by in estimates)
+    problem, half = scan.problem(), once.schedule.steps // 2
+    unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
+    halfway = unit.solve_and_halfway(problem)[1].low_rank
+    assert half < min(once.turns) + 2
+    error = (halfway - scan.clean).abs().square().mean().item() ** 0.5 / 2**0.5
+    assert once.error_std == pytest.approx(error, rel=1e-3)
     assert twice.error_std == pytest.approx(2 * once.error_std)
-    assert Run(scan._replace(estimate=torch.zeros(6)), objective.context, 0.2).error_std == 0
-    assert Run(scan, objective.context, 1e-4).error_std <= 1e-4 / ERROR_SHARE
+    assert SimulatedRun(scan._replace(estimate=torch.zeros(6)), objective.context, 0.2).error_std == 0
+    assert SimulatedRun(scan, objective.context, 1e-4).error_std <= 1e-4 / ERROR_SHARE
 
 
-def test_no_scan_decides_a_step_alone():
-    """The gradient at the output of a pass is limited, and otherwise as it is."""
+@pytest.mark.parametrize("weight", [1.0, 0.01])
+def test_the_gradient_of_a_pass_is_limited(weight):
+    """Whatever the share is multiplied by: the number of scans in a batch, of parts or processes changes nothing."""
     objective = ThroughTheCascade(run_settings(), [], "local")
     image = torch.full((6, 32, 32), 0.5 + 0.5j)
 
-    def slope(weight, sigma=0.01):
+    def slope(steepness, sigma=0.01):
         factor = torch.zeros((), requires_grad=True)
         learner = Learner(lambda x, levels, neighbours: factor * x[:, :2], objective.context)
-        (weight * learner.change(image, sigma, False).real.sum()).backward()
-        return factor.grad.item()
+        share = steepness * learner.change(image, sigma, False).real.sum()
+        share.register_hook(learner.weight.append)
+        (weight * share).backward()
+        return factor.grad.item() / weight
 
-    small = slope(1e-4)
+    small, size = slope(1e-4), image.numel() ** 0.5
     assert slope(1e-3) == pytest.approx(10 * small, rel=1e-4)
     assert slope(1e6) == pytest.approx(slope(1e4), rel=1e-4)
-    assert slope(1e4) == pytest.approx(small * STEEPEST / (0.01 * 1e-4 * image.numel() ** 0.5), rel=1e-3)
+    assert slope(1e4) == pytest.approx(small * STEEPEST / (0.01 * 1e-4 * size), rel=1e-3)
 
 
 def test_it_learns_to_lower_the_error_of_a_scan():
@@ -130,7 +163,7 @@ def test_it_learns_to_lower_the_error_of_a_scan():
 def test_the_gradient_passes_the_steps_between():
     """The first pass of the network has a gradient through the OU's steps and the later passes."""
     objective = ThroughTheCascade(run_settings(), [], "global")
-    run = Run(a_draw(objective, 3), objective.context, 0.2)
+    run = SimulatedRun(a_draw(objective, 3), objective.context, 0.2)
     first = run.own_turns("global")[0]
     gains = []
 
@@ -138,7 +171,7 @@ def test_the_gradient_passes_the_steps_between():
         gains.append(torch.ones((), requires_grad=True))
         return -gains[-1] * x[:, :2]
 
-    run.errors(score, run.alone[first], first)[0].backward()
+    run.share(score, run.alone[first], first).backward()
     assert len(gains) == PASSES and all(gain.grad.abs() > 0 for gain in gains)
 
 
