@@ -1,12 +1,13 @@
 """Seconds and memory, side by side in one process: `python -m benchmarks.speed [--only ou --size 192 --frames 16]`.
 
 The OU's structured low-rank step and its published form, one network pass, a whole reconstruction by each sampler, the
-default OU with one coil and with eight, and beside that of commit 98c97d2.
-`torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The
-scans are the simple phantom, one coil without noise, and for the rows with coils the built-in heart phantom with noise.
+default OU with one coil and with eight, and beside that of commit 98c97d2; GLDM with its two runs at the same time and
+one after the other. `torch.set_num_threads` or OMP_NUM_THREADS applies to all of them. The scans are the simple
+phantom, one coil without noise, and for the rows with coils the built-in heart phantom with noise.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
 import statistics
@@ -16,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,15 +35,16 @@ from mri.scan import Scan
 from mri.weighting import to_channels
 from reconstruction.optimization_unit import CHECK_STEPS, OptimizationUnit, run_optimization_unit
 from reconstruction.prepare import Problem, prepare
-from reconstruction.settings import SAMPLERS, OUSettings
+from reconstruction.settings import MODELS, SAMPLERS, OUSettings
 from report.tables import markdown, write_csv, write_markdown
+from run_lib import Job
 from sampling import reconstruct_problem
 from utils.errors import InputError, exit_on_input_error
 from utils.files import refuse_existing
 
 Tensor = torch.Tensor
 
-PARTS = ("ou", "network", "reconstruction", "growth", "coils", "motion")
+PARTS = ("ou", "network", "reconstruction", "growth", "coils", "motion", "together")
 COLUMNS = ("part", "size", "frames", "rank", "seconds", "ratio", "peak_mib", "note")
 REPEATS = 7  # of a step that takes less than a few seconds; the median counts
 OU = OUSettings(operator="motion")  # of the rows that time a whole one
@@ -235,6 +238,36 @@ def motion_rows(size: int, frames: int) -> Iterator[dict]:
     yield from found.values()
 
 
+def together_rows(size: int, frames: int) -> Iterator[dict]:
+    """GLDM at R = 8, with the runs with and without the held-out samples at the same time, and one after the other."""
+    config = get_config()
+    config.data.size, config.data.frames, config.mask.acs, config.sampling.sampler = size, frames, 8, "cascade"
+    case = scans.Case("phantom0", "uniform", 8.0)
+    problem, job = case.measure(config, 0).problem, Job.from_config(config, 0)
+    priors = tuple(load_prior(shipped(name, "cascade"), "cpu") for name in MODELS)
+    seconds: dict[str, list[float]] = {"gldm": [], "gldm_one_by_one": []}
+    OptimizationUnit(OU).solve(problem, 4)  # compiles the kernels
+    for _ in range(3):  # in turn, so that both see the same machine
+        for part, own in seconds.items():
+            with contextlib.ExitStack() as stack:
+                if part == "gldm_one_by_one":
+                    for place in ("optimization_unit", "in_turn"):
+                        stack.enter_context(mock.patch(f"reconstruction.{place}.beside", alone))
+                begun = time.perf_counter()
+                reconstruct_problem(problem, priors, OU, job.sampling, 0)
+                own.append(time.perf_counter() - begun)
+    median = {part: statistics.median(own) for part, own in seconds.items()}
+    for part, own in median.items():
+        ratio = own / median["gldm"]
+        yield {"part": part, "size": size, "frames": frames, "seconds": own, "ratio": ratio,
+               "note": f"R = 8, {torch.get_num_threads()} threads"}  # fmt: skip
+
+
+def alone(job: Callable[[], object], device: torch.device) -> contextlib.AbstractContextManager:
+    """In place of `utils.threads.beside`: the job runs when its result is asked for."""
+    return contextlib.nullcontext(job)
+
+
 def growth_rows(size: int, frames: int, window: int) -> Iterator[dict]:
     """A warm OU step at several ranks."""
     image = simple_problem(size, frames).view_sharing()
@@ -282,6 +315,8 @@ def measure(flags: argparse.Namespace) -> list[dict]:
         rows += coil_rows(flags.size[len(flags.size) // 2], middle)
     if "motion" in flags.only:
         rows += motion_rows(flags.size[len(flags.size) // 2], middle)
+    if "together" in flags.only:
+        rows += together_rows(flags.size[len(flags.size) // 2], middle)
     if "growth" in flags.only:
         rows += growth_rows(flags.size[len(flags.size) // 2], middle, window)
     return rows

@@ -163,7 +163,8 @@ def test_speed_tables(tmp_path, monkeypatch, capsys):
     assert {path.name for path in out.iterdir()} == {"speed.csv", "speed.md", "speed.json"}
     parts = ["ou_warm", "ou_exact", "network_pass", "gldm_cascade", "gldm_published", "gldm_cascade_coils"]
     coils = ["ou_motion_one_coil", "ou_motion_coils"]
-    assert [row["part"] for row in rows] == [*parts, *coils, "motion", "motion_plain", *["ou_warm_rank"] * 4]
+    together = ["gldm", "gldm_one_by_one"]
+    assert [row["part"] for row in rows] == [*parts, *coils, "motion", "motion_plain", *together, *["ou_warm_rank"] * 4]
     assert float(rows[6]["ratio"]) == 1 and "1 virtual coil" in rows[6]["note"]
     assert "scaled up" in rows[4]["note"] and "after a change of image" in rows[0]["note"]
 
