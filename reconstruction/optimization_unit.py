@@ -305,7 +305,7 @@ def run_optimization_unit(
                 better = improvement(
                     problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise
                 )
-                # a few lines cannot tell two good operators apart: what is asked for is left only where it does harm
+                # a few lines cannot tell two good operators apart: the requested one is dropped only if it does harm
                 if better.share > 0 and (better.is_clear or operator == unit.operator):
                     chosen, without, gain, half_without = candidate, image, better.share, found
                     final, half = whole()

@@ -61,7 +61,7 @@ class SimulatedScans(NamedTuple):
     mask: Tensor  # bool (frames, ky, kx)
     noise: Tensor  # (frames, 3): σ, whether it is known, its upper bound
     entries: Tensor  # (frames, ENTRIES): 0 … 1, where in each part of its turns the gradient begins
-    estimate: Tensor  # (frames,): of the error halfway by held-out samples, over the true one; 0: σ is not raised
+    estimate: Tensor  # (frames,): held-out estimate of the error halfway, over the true error; 0: σ is not raised
     followed: Tensor  # bool (frames,): whether the network is followed in the turns before
     place: Tensor  # int64 (frames,): of a frame in its scan; 0 begins a scan
     periodic: Tensor  # bool (frames,)

@@ -95,7 +95,7 @@ def _tridiagonal(ar, ai, d, e, tau_r, tau_i):  # type: ignore[no-untyped-def]
 def _ql(d, e, z, least):  # type: ignore[no-untyped-def]
     """Implicit QL (EISPACK's tql2): eigenvalues in d, eigenvectors in the rows of z, which begins as 1.
 
-    The large ones usually come first, as T is that of a Lanczos iteration. As soon as Gershgorin's circles show that
+    The large ones usually come first, as T comes from a Lanczos iteration. As soon as Gershgorin's circles show that
     none of the others is larger than `least`, these are set to 0, and their eigenvectors are not found.
     """
     n = len(d)
@@ -275,7 +275,7 @@ def _match(re, im, reference, others, patch, stride, search, moves, nearness, be
         for move in range(len(moves)):
             down, right = moves[move, 0], moves[move, 1]
             for y in range(height + patch - 1):
-                # views from the first pixel on: of an index that might be negative the loop would not be vectorised
+                # views from the first pixel on: with an index that might be negative, the loop would not be vectorised
                 other_r = re[frame, y + search + down, search + right :]
                 other_i = im[frame, y + search + down, search + right :]
                 own_r, own_i = re[reference, y + search, search:], im[reference, y + search, search:]
