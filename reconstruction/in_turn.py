@@ -23,7 +23,7 @@ from mri.holdout import fitted_step, improvement, missing_error
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.lowrank.along_motion import Schedule as LowRankSchedule
 from reconstruction.calibration import Schedule
-from reconstruction.optimization_unit import OUResult, motion_schedule, put_back
+from reconstruction.optimization_unit import OUResult, images_of, motion_schedule
 from reconstruction.prepare import Problem
 from utils.threads import beside, leave_if_stopped
 
@@ -126,7 +126,7 @@ def solve_in_turn(
     for state in steps:
         leave_if_stopped()
         last = state
-    return last.low_rank + put_back(problem) * (last.consistent - last.low_rank), taken
+    return images_of(problem, last), taken
 
 
 @dataclass(frozen=True)

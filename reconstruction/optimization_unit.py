@@ -100,7 +100,7 @@ class OptimizationUnit:
             half = motion_schedule(problem, steps or ou.motion_steps).steps // 2
             for step, last in enumerate(self.along_motion(image, problem, steps), 1):
                 halfway = last if step == half else halfway
-            image = last.low_rank + put_back(problem) * (last.consistent - last.low_rank)
+            image = images_of(problem, last)
         if self.hankel is not None:
             for _ in tqdm(range(HANKEL_ITERATIONS), desc="OU (hankel)", leave=False, disable=None):
                 image = model.consistent(self.hankel(image), y)
@@ -193,6 +193,11 @@ def put_back(problem: Problem) -> float:
     return share if problem.noise_known else max(share, PUT_BACK_ESTIMATED)
 
 
+def images_of(problem: Problem, state: Iterate) -> Tensor:
+    """The images of a run that ends with this state: `put_back` of the measured samples are put back."""
+    return state.low_rank + put_back(problem) * (state.consistent - state.low_rank)
+
+
 def with_samples(problem: Problem, image: Tensor) -> Tensor:
     """Images with as much of the measured samples put back as their noise allows, see `put_back`."""
     return image + put_back(problem) * (problem.model.consistent(image, problem.measured) - image)
@@ -228,7 +233,7 @@ def expectation(problem: Problem, settings: OUSettings) -> str:
     )
     several = f" of {coils} virtual coils" if coils > 1 else ""
     words = f"optimization unit: {frames} frames{several}, {height} x {width}: about {max(seconds, 1):.0f} s"
-    words += f" and {memory:.1f} GB of memory; with GM and LM up to three times as long and {with_priors:.1f} GB"
+    words += f" and {memory:.1f} GB of memory; with GM and LM about three times as long and {with_priors:.1f} GB"
     return words if seconds else ""
 
 

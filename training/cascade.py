@@ -30,7 +30,7 @@ from mri.scan import Scan
 from mri.scenes import Draw
 from mri.weighting import KspaceWeight
 from reconstruction.in_turn import ERROR_SHARE, EVERY, follow_priors, turns
-from reconstruction.optimization_unit import OptimizationUnit, motion_schedule, put_back, shares_centre
+from reconstruction.optimization_unit import OptimizationUnit, images_of, motion_schedule, shares_centre
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings
 from training.objectives import CONTEXTS, Objective, frames_per_draw, pad_to
@@ -210,7 +210,7 @@ class SimulatedRun:
             if step + 1 in self.turns:
                 self.alone[step + 1] = state
             if step >= min(self.turns):
-                self.without[step] = self.result(state)
+                self.without[step] = images_of(self.problem, state)
         # σ begins no higher than the network will be used at
         self.error_std = min(scan.estimate[0].item() * error, sigma_max / ERROR_SHARE)
 
@@ -248,7 +248,7 @@ class SimulatedRun:
     def go_on(self, learner: Learner, state: Iterate, first: int) -> Tensor:
         """The images after the step `last_step(first)`, with the network from `first` on."""
         steps = islice(self.steps(learner, state, first), self.last_step(first) - first + 1)
-        return self.result(deque(steps, maxlen=1)[0])
+        return images_of(self.problem, deque(steps, maxlen=1)[0])
 
     def steps(self, learner: Learner, state: Iterate, first: int) -> Iterator[Iterate]:
         """What the sampler's steps from `first` on yield, with the network in all turns."""
@@ -258,10 +258,6 @@ class SimulatedRun:
             state, problem.model, problem.measured, OUSettings().motion_patches, self.schedule, problem.periodic, 0,
             follow, first,
         )  # fmt: skip
-
-    def result(self, state: Iterate) -> Tensor:
-        """The images that a reconstruction which ends with this state returns."""
-        return state.low_rank + put_back(self.problem) * (state.consistent - state.low_rank)
 
 
 def squared_error(image: Tensor, clean: Tensor) -> Tensor:

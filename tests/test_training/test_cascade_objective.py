@@ -7,7 +7,7 @@ from tqdm import tqdm
 from configs.ve import cascade as cascade_config
 from models.prior import load_prior
 from reconstruction.in_turn import ERROR_SHARE
-from reconstruction.optimization_unit import OptimizationUnit
+from reconstruction.optimization_unit import OptimizationUnit, images_of
 from reconstruction.settings import OUSettings
 from run_lib import Job
 from tests.commands import ROOT, TINY, command
@@ -79,7 +79,8 @@ def test_followed_means_with_the_network_in_the_turns_before():
     assert changed[0] > 0 and min(run.turns) < own[0]  # the turn of GM comes before
     # the rest of such a run is the same from any of its states
     image = run.go_on(learner, states[own[-1]], own[-1])
-    assert torch.equal(run.result(list(run.steps(learner, states[own[0]], own[0]))[-1]), image)
+    *_, last = run.steps(learner, states[own[0]], own[0])
+    assert torch.equal(images_of(run.problem, last), image)
     assert set(states) == set(run.turns) and set(run.states_before(own[0], score)) == {*own[:1], min(run.turns)}
 
 
