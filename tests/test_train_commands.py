@@ -100,6 +100,11 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     lm = load_model(tmp_path / "other" / "local" / "model.safetensors")[0].state_dict()
     columns = [*range(2), *range(4, 12)]  # frame; −2, −1, +1, +2
     assert torch.equal(lm["conv_in.weight"], gm["conv_in.weight"][:, columns])
+    back = ["--config.training.init=other/local/model.safetensors", "--workdir=back", "--config.optim.lr=0.0"]
+    command("main.py", *other, *back, "--model=global", cwd=tmp_path)
+    again = load_model(tmp_path / "back" / "global" / "model.safetensors")[0].state_dict()["conv_in.weight"]
+    assert torch.equal(again[:, columns], lm["conv_in.weight"])
+    assert again.abs().sum() == pytest.approx(lm["conv_in.weight"].abs().sum())  # 0 for what LM does not see
     done = command("main.py", *other, init, "--config.model.nf=16", "--workdir=third", cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "another architecture")
 

@@ -4,7 +4,7 @@ A denoiser of white noise knows nothing of aliasing, and one trained for a singl
 So the sampler's own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) reconstructs a simulated
 scan without gradients, in half of the scans with the network in all turns, in the others without it. From some of the
 network's own turns it goes on for a few passes with gradients: the loss is the squared error at their end, as a share
-of that of the OU alone at the same step.
+of that of the OU alone at the same step. A finished prior may take the turns that are not its own.
 """
 
 import math
@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from datasets import CleanScenes, parts_of
 from models.context import Context
+from models.ncsnpp import NCSNpp
 from models.precision import Score
-from models.prior import change_of
+from models.prior import change_of, load_prior
 from mri.fourier import fft2c
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.masks import make_mask
@@ -108,6 +109,39 @@ class Learner:
         return slope * (most / (sigma * slope.norm()).clamp(min=most.clamp(min=1e-30)))
 
 
+@dataclass(frozen=True)
+class Partner:
+    """The other prior of the cascade, which is not trained; gradients pass through it to the images before."""
+
+    network: NCSNpp
+    context: Context
+    sigma_min: float = 0.0  # like the learner, it is used at every level
+    sigma_max: float = math.inf
+
+    @classmethod
+    def load(cls, path: str, trained: str) -> "Partner":
+        """From a file, beside the prior `trained`, global or local.
+
+        Raises
+        ------
+        InputError
+            for a file that is no prior of moving scenes, or that is of the prior that is trained.
+        """
+        prior = load_prior(path)
+        if prior.context is None or not prior.of_scenes:
+            raise InputError(f"training.partner: {path} is not a prior of moving scenes; give one of checkpoints/.")
+        if prior.role == trained:
+            other = MODELS[1 - MODELS.index(trained)]
+            raise InputError(
+                f"training.partner: {path} is the {trained} model, which is trained; give the {other} one, and train "
+                f"--model={trained} alone."
+            )
+        return cls(prior.network.eval().requires_grad_(False), prior.context)
+
+    def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
+        return change_of(self.network.to(image.device), self.context, image, sigma, periodic)
+
+
 class ThroughTheCascade(Objective):
     """The images after a few passes of the network within the OU, against the truth.
 
@@ -119,6 +153,8 @@ class ThroughTheCascade(Objective):
 
     def __init__(self, settings: RunSettings, images: Sequence[tuple[Tensor, bool]], name: str) -> None:
         self.name, self.context, model = name, CONTEXTS[name], settings.model
+        partner = settings.training.partner
+        self.partner = Partner.load(partner, name) if partner else None
         self.frames_per_draw = frames_per_draw(settings.training)
         if self.frames_per_draw < FEWEST:
             raise InputError(
@@ -154,14 +190,17 @@ class ThroughTheCascade(Objective):
     def loss(self, score: Score, batch: SimulatedScans) -> Tensor:
         shares = []
         for scan in batch.scans():
-            run = SimulatedRun(scan, self.context, self.data.sigmas[1])
-            own = run.own_turns(self.name)
+            run = self.simulated(scan)
+            own = run.own_turns()
             firsts = Counter(
                 own[int((part + entry) / ENTRIES * len(own))] for part, entry in enumerate(scan.entries[0].tolist())
             )
             states = run.states_before(max(firsts), score if scan.followed[0] else None)
             shares += [count * run.share(score, states[first], first) for first, count in firsts.items()]
         return torch.stack(shares).sum() / ENTRIES
+
+    def simulated(self, scan: SimulatedScans) -> "SimulatedRun":
+        return SimulatedRun(scan, self.context, self.data.sigmas[1], self.name, self.partner)
 
     def size(self, batch: SimulatedScans) -> float:
         return float((batch.place == 0).sum())
@@ -176,8 +215,8 @@ class ThroughTheCascade(Objective):
         for seed in range(3):
             draw = self.draw(torch.Generator().manual_seed(seed))
             scan = SimulatedScans(*(tensor.to(device) for tensor in draw))
-            run = SimulatedRun(scan, self.context, self.data.sigmas[1])
-            first, learner = run.own_turns(self.name)[0], Learner(score, self.context)
+            run = self.simulated(scan)
+            first, learner = run.own_turns()[0], Learner(score, self.context)
             images = [run.without[run.last_step(first)], run.go_on(learner, run.alone[first], first)]
             tiles = [scan.clean[0].abs(), *(5 * (image - scan.clean)[0].abs() for image in images)]
             rows.append(torch.cat([pad_to(tile, self.data.crop) for tile in tiles], dim=1))
@@ -186,6 +225,13 @@ class ThroughTheCascade(Objective):
 
 class SimulatedRun:
     """The OU on one simulated scan, and from any of its turns on the sampler with a network.
+
+    Parameters
+    ----------
+    sigma_max
+        highest σ that the network will be used at.
+    name, partner
+        GM or LM, and what takes the turns of the other; None: the network takes all.
 
     Attributes
     ----------
@@ -196,8 +242,11 @@ class SimulatedRun:
     """
 
     @torch.no_grad()
-    def __init__(self, scan: SimulatedScans, context: Context, sigma_max: float) -> None:
+    def __init__(
+        self, scan: SimulatedScans, context: Context, sigma_max: float, name: str, partner: Partner | None = None
+    ) -> None:
         self.scan, self.context, self.problem = scan, context, scan.problem()
+        self.name, self.partner = name, partner
         self.schedule = motion_schedule(self.problem)
         self.turns = turns(self.schedule, len(MODELS))
         self.alone: dict[int, Iterate] = {}
@@ -214,9 +263,9 @@ class SimulatedRun:
         # σ begins no higher than the network will be used at
         self.error_std = min(scan.estimate[0].item() * error, sigma_max / ERROR_SHARE)
 
-    def own_turns(self, name: str) -> list[int]:
-        """The steps that GM or LM (`name`) follows."""
-        return sorted(step for step, place in self.turns.items() if MODELS[place] == name)
+    def own_turns(self) -> list[int]:
+        """The steps that the network follows when it is used."""
+        return sorted(step for step, place in self.turns.items() if MODELS[place] == self.name)
 
     @torch.no_grad()
     def states_before(self, last: int, score: Score | None) -> dict[int, Iterate]:
@@ -251,9 +300,10 @@ class SimulatedRun:
         return images_of(self.problem, deque(steps, maxlen=1)[0])
 
     def steps(self, learner: Learner, state: Iterate, first: int) -> Iterator[Iterate]:
-        """What the sampler's steps from `first` on yield, with the network in all turns."""
-        problem = self.problem
-        follow = follow_priors([learner] * len(MODELS), self.schedule, problem.periodic, self.error_std)
+        """What the sampler's steps from `first` on yield, with the network, or it and its partner, in all turns."""
+        problem, other = self.problem, self.partner or learner
+        priors = [learner if name == self.name else other for name in MODELS]
+        follow = follow_priors(priors, self.schedule, problem.periodic, self.error_std)
         return motion_low_rank(
             state, problem.model, problem.measured, OUSettings().motion_patches, self.schedule, problem.periodic, 0,
             follow, first,

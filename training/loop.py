@@ -60,9 +60,10 @@ def check_batch(settings: TrainingSettings, frames: int, processes: int) -> None
 
 
 def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
-    """Give `network` the weights of a model of the same architecture, whose context may hold more images.
+    """Give `network` the weights of a model of the same architecture, whose context may hold other images.
 
-    So LM can begin from GM; layers in time that the model lacks begin as the identity.
+    So LM can begin from GM and GM from LM: images that the model does not see begin with weights of 0, and layers in
+    time that it lacks as the identity.
 
     Raises
     ------
@@ -75,12 +76,16 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
         weights.update({name: value for name, value in own.items() if ".temporal." in name})
     theirs = ["frame", *Context.from_mapping(metadata["context"]).images] if "context" in metadata else ["frame"]
     ours = ["frame", *(context.images if context else [])]
-    if set(weights) == set(own) and set(ours) <= set(theirs):
+    if set(weights) == set(own) and (context is None or "context" in metadata):
         size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image
-        columns = torch.cat([size * theirs.index(name) + torch.arange(size) for name in ours])
+        to, of = (
+            torch.cat([size * names.index(name) + torch.arange(size) for name in ours if name in theirs])
+            for names in (ours, theirs)
+        )
         for name, value in weights.items():
             if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
-                weights[name] = value[:, columns]
+                shape = (value.shape[0], size * len(ours), *value.shape[2:])
+                weights[name] = value.new_zeros(shape).index_copy(1, to, value[:, of])
     if set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
         raise InputError(f"training.init: {path} has another architecture or context; give a matching model.")
     network.load_state_dict(weights)

@@ -1,12 +1,15 @@
 """Objective `cascade`: simulated scans, and a network trained through the sampler."""
 
+from itertools import islice
+
 import pytest
 import torch
 from tqdm import tqdm
 
 from configs.ve import cascade as cascade_config
-from models.prior import load_prior
-from reconstruction.in_turn import ERROR_SHARE
+from models.prior import load_prior, load_shipped, shipped
+from mri.lowrank.along_motion import motion_low_rank
+from reconstruction.in_turn import ERROR_SHARE, follow_priors
 from reconstruction.optimization_unit import OptimizationUnit, images_of
 from reconstruction.settings import OUSettings
 from run_lib import Job
@@ -51,11 +54,11 @@ def test_scans_are_seeded_and_agree_with_their_images():
 def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed):
     objective = ThroughTheCascade(run_settings(), [], name)
     scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
-    run = SimulatedRun(scan, objective.context, 0.06)
+    run = objective.simulated(scan)
     unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
     assert torch.allclose(run.without[run.schedule.steps - 1], unit.solve(scan.problem()), atol=1e-5)
     network = new_network(run_settings(), objective.context)  # knows nothing yet: its output is zero
-    own = run.own_turns(name)
+    own = run.own_turns()
     states = run.states_before(max(own), network if followed else None)
     for first in own:
         assert torch.allclose(states[first].momentum, run.alone[first].momentum, atol=2e-3)  # rounding grows
@@ -68,8 +71,8 @@ def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, fol
 
 def test_followed_means_with_the_network_in_the_turns_before():
     objective = ThroughTheCascade(run_settings(), [], "local")
-    run = SimulatedRun(a_draw(objective, 1), objective.context, 0.06)
-    own = run.own_turns("local")
+    run = objective.simulated(a_draw(objective, 1))
+    own = run.own_turns()
 
     def score(x, levels, neighbours):
         return -x[:, :2]
@@ -84,6 +87,37 @@ def test_followed_means_with_the_network_in_the_turns_before():
     assert set(states) == set(run.turns) and set(run.states_before(own[0], score)) == {*own[:1], min(run.turns)}
 
 
+def test_a_partner_takes_the_other_turns_and_is_not_trained():
+    alone = ThroughTheCascade(run_settings(), [], "global")
+    both = ThroughTheCascade(run_settings(partner=str(shipped("local", "cascade"))), [], "global")
+    scan, network = a_draw(both, 1), new_network(run_settings(), both.context)  # its output is zero
+    run, first = both.simulated(scan), both.simulated(scan).own_turns()[-1]
+    learner = Learner(network, both.context)
+    reached = run.go_on(learner, run.alone[first], first)
+    assert not torch.equal(reached, alone.simulated(scan).go_on(learner, run.alone[first], first))
+    by_hand = follow_priors([learner, load_shipped("local", "cascade")], run.schedule, run.problem.periodic,
+                            run.error_std)  # fmt: skip
+    steps = motion_low_rank(
+        run.alone[first], run.problem.model, run.problem.measured, OUSettings().motion_patches, run.schedule,
+        run.problem.periodic, 0, by_hand, first,
+    )  # fmt: skip
+    states = list(islice(steps, run.last_step(first) - first + 1))
+    assert torch.allclose(images_of(run.problem, states[-1]), reached, atol=1e-5)
+    both.loss(network, scan).backward()
+    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+    assert all(p.grad is None for p in both.partner.network.parameters())
+
+
+def test_partners_that_cannot_be():
+    gm, lm, published = shipped("global", "cascade"), shipped("local", "cascade"), shipped("local", "published")
+    with pytest.raises(InputError, match="is the global model, which is trained; give the local one"):
+        ThroughTheCascade(run_settings(partner=str(gm)), [], "global")
+    with pytest.raises(InputError, match="is not a prior of moving scenes"):
+        ThroughTheCascade(run_settings(partner=str(published)), [], "global")
+    with pytest.raises(InputError, match="objective cascade alone"):
+        run_settings(partner=str(lm), objective="scenes")
+
+
 def test_the_loss_is_the_mean_of_an_early_and_a_late_entry():
     objective = ThroughTheCascade(run_settings(), [], "local")
 
@@ -94,8 +128,8 @@ def test_the_loss_is_the_mean_of_an_early_and_a_late_entry():
     for followed in (True, False):
         scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
         scan = scan._replace(entries=torch.tensor([[0.0, 0.99]]).expand(6, 2))
-        run = SimulatedRun(scan, objective.context, 0.06)
-        own = run.own_turns("local")
+        run = objective.simulated(scan)
+        own = run.own_turns()
         states = run.states_before(own[-1], score) if followed else run.alone
         expected = [run.share(score, states[first], first) for first in (own[0], own[-1])]
         losses.append(objective.loss(score, scan).item())
@@ -104,7 +138,8 @@ def test_the_loss_is_the_mean_of_an_early_and_a_late_entry():
     assert losses[0] != pytest.approx(losses[1], rel=1e-2)
     # GM has a single turn in a short run: both entries are the same, and it is passed once
     alone = ThroughTheCascade(run_settings(), [], "global")
-    own = run.own_turns("global")
+    run = alone.simulated(scan)
+    own = run.own_turns()
     if len(own) == 1:
         once = run.share(score, run.alone[own[0]], own[0]).item()
         assert alone.loss(score, scan).item() == pytest.approx(once, rel=1e-4)
@@ -114,7 +149,7 @@ def test_the_first_noise_level_is_raised_as_held_out_samples_would():
     objective = ThroughTheCascade(run_settings(), [], "local")
     scan = a_draw(objective, 1)
     estimates = (torch.full((6,), by) for by in (1.0, 2.0))
-    once, twice = (SimulatedRun(scan._replace(estimate=by), objective.context, 0.2) for by in estimates)
+    once, twice = (SimulatedRun(scan._replace(estimate=by), objective.context, 0.2, "local") for by in estimates)
     problem, half = scan.problem(), once.schedule.steps // 2
     unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
     halfway = unit.solve_and_halfway(problem)[1].low_rank
@@ -122,8 +157,8 @@ def test_the_first_noise_level_is_raised_as_held_out_samples_would():
     error = (halfway - scan.clean).abs().square().mean().item() ** 0.5 / 2**0.5
     assert once.error_std == pytest.approx(error, rel=1e-3)
     assert twice.error_std == pytest.approx(2 * once.error_std)
-    assert SimulatedRun(scan._replace(estimate=torch.zeros(6)), objective.context, 0.2).error_std == 0
-    assert SimulatedRun(scan, objective.context, 1e-4).error_std <= 1e-4 / ERROR_SHARE
+    assert SimulatedRun(scan._replace(estimate=torch.zeros(6)), objective.context, 0.2, "local").error_std == 0
+    assert SimulatedRun(scan, objective.context, 1e-4, "local").error_std <= 1e-4 / ERROR_SHARE
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.01])
@@ -164,8 +199,8 @@ def test_it_learns_to_lower_the_error_of_a_scan():
 def test_the_gradient_passes_the_steps_between():
     """The first pass of the network has a gradient through the OU's steps and the later passes."""
     objective = ThroughTheCascade(run_settings(), [], "global")
-    run = SimulatedRun(a_draw(objective, 3), objective.context, 0.2)
-    first = run.own_turns("global")[0]
+    run = SimulatedRun(a_draw(objective, 3), objective.context, 0.2, objective.name)
+    first = run.own_turns()[0]
     gains = []
 
     def score(x, levels, neighbours):
