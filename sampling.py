@@ -266,7 +266,7 @@ def reconstruct_problem(
                 used = [priors[step.prior] for step in schedule.steps]
                 passes = sum(prior.passes for prior in [*used, *tested])
         if without is not None and without is not result.start_without:
-            deviation = likely_error(x, without, problem.view_sharing())
+            deviation = likely_error(x, without, result.image, problem.view_sharing(), problem.noise_std)
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
         notes += report_notes(problem, result, without)

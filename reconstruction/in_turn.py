@@ -3,14 +3,15 @@
 The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
 steps a prior is applied after every second one, at a noise level σ that begins at half of the held-out error and ends
 at half of the last threshold: GM first, where σ is high, then LM; if both together are rejected, LM alone or GM
-alone takes all turns, if `PASSES` allows. Data consistency follows each time.
+alone takes all turns, if `PASSES` allows. Data consistency follows each time. Meanwhile the thresholds are those of
+`beside_priors`.
 """
 
 import cmath
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -23,7 +24,7 @@ from mri.holdout import fitted_step, improvement, missing_error
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.lowrank.along_motion import Schedule as LowRankSchedule
 from reconstruction.calibration import Schedule
-from reconstruction.optimization_unit import OUResult, images_of, motion_schedule
+from reconstruction.optimization_unit import FLOOR, OUResult, images_of, last_noise, motion_schedule
 from reconstruction.prepare import Problem
 from utils.threads import beside, leave_if_stopped
 
@@ -34,7 +35,10 @@ EARLY = 0.125  # share of the turns for each prior but the last
 NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
 ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true one on one scan (…/results/priors.md)
 STEP_SIZE = 0.6  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
-GENTLE = 0.005  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
+GENTLE = 0.007  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
+# Thresholds of the low rank between the priors, of those of the OU alone: with noise the priors remove a part of it, so
+# that less need be shrunk; without noise they restore detail, so that more may be (benchmarks/results/priors.md)
+WITH_NOISE, WITHOUT_NOISE = 0.85, 1.1
 # The phase of what the networks see is turned by the golden angle from one turn to the next. Real and imaginary part
 # are two channels to them; a part of their error depends on the phase, which is arbitrary, and partly cancels this way
 # (Terris et al. 2024, "Equivariant plug-and-play image reconstruction"). 137.5°, not the 111.25° of radial sampling.
@@ -70,6 +74,17 @@ def noise_levels(schedule: LowRankSchedule, steps: list[int], error_std: float =
     return {
         step: NOISE_SHARE * schedule.noise(step) * raised ** (1 - number / last) for number, step in enumerate(steps)
     }
+
+
+def beside_priors(schedule: LowRankSchedule, problem: Problem) -> LowRankSchedule:
+    """The thresholds of the OU's steps between the priors: WITHOUT_NOISE times those of `schedule` without measurement
+    noise, and the closer to WITH_NOISE times, the higher the noise ends the schedule. Of single samples (radial), where
+    the OU restarts its momentum because it converges fast, they are not raised.
+    """
+    noisy = 1 - (FLOOR / max(FLOOR, last_noise(problem))) ** 2
+    without = min(WITHOUT_NOISE, 1.0) if schedule.restart else WITHOUT_NOISE
+    share = without + (WITH_NOISE - without) * noisy
+    return replace(schedule, first=share * schedule.first, last=share * schedule.last)
 
 
 def follow_priors(
@@ -119,8 +134,8 @@ def solve_in_turn(
     taken: list[dict[str, float]] = []
     follow = follow_priors(priors, schedule, problem.periodic, error_std, bar, taken)
     steps = motion_low_rank(
-        halfway, problem.model, problem.measured, result.settings.motion_patches, schedule, problem.periodic, seed,
-        follow, schedule.steps // 2,
+        halfway, problem.model, problem.measured, result.settings.motion_patches, beside_priors(schedule, problem),
+        problem.periodic, seed, follow, schedule.steps // 2,
     )  # fmt: skip
     last = halfway
     for state in steps:
@@ -226,7 +241,8 @@ def cascade_in_turn(
             tried, trial = solve(reduced, places, result.halfway_without)
             passes += len(trial)
             tried = unit + within_reach(problem, tried - unit)
-            far, share = how_far(problem, held, unit, tried)
+            if trial:  # else nothing but the thresholds has changed
+                far, share = how_far(problem, held, unit, tried)
             if far:
                 image, taken = final()
                 break

@@ -142,14 +142,14 @@ def _bar(steps: int) -> tqdm:
 def motion_schedule(problem: Problem, steps: int = 0) -> Schedule:
     """Noise levels for low rank along the motion, down to the noise of images that agree with the samples."""
     share = problem.model.mask.double().mean().item()
-    last = max(_last_noise(problem), LAST_OF_IMAGES * problem.noise_bound * math.sqrt(share))
+    last = max(last_noise(problem), LAST_OF_IMAGES * problem.noise_bound * math.sqrt(share))
     schedule = schedule_for(share, last, steps)
     # single samples (radial) converge fast, and momentum then carries the images past them; lines need it to the end
     scattered = not is_lines(lines_along_rows(problem.model.mask))
     return replace(schedule, restart=schedule.steps // 2) if scattered else schedule
 
 
-def _last_noise(problem: Problem) -> float:
+def last_noise(problem: Problem) -> float:
     """The noise level at which the measurement noise ends the schedule."""
     factor = LAST if problem.noise_known else LAST_ESTIMATED
     return factor * problem.noise_std * math.sqrt(problem.model.mask.double().mean().item())
@@ -189,7 +189,7 @@ def put_back(problem: Problem) -> float:
     The low-rank image has seen the samples already: their noise would be counted twice. Where σ is only estimated,
     which is an upper bound, some of the samples is put back.
     """
-    share = min(1.0, CLEAN / max(_last_noise(problem), 1e-9)) ** 2
+    share = min(1.0, CLEAN / max(last_noise(problem), 1e-9)) ** 2
     return share if problem.noise_known else max(share, PUT_BACK_ESTIMATED)
 
 

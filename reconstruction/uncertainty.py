@@ -1,8 +1,9 @@
 """Where a reconstruction is likely to be wrong: a standard deviation per pixel and frame, without a reference.
 
-Two reconstructions of a scan are available at no extra cost, with and without the held-out samples. Where they differ,
-the samples do not determine the image (spread). Low rank and denoisers add a bias common to both, largest where the
-result is far from view sharing (distance). The squared error is modelled as a product of powers of the two.
+Three reconstructions of a scan are available at no extra cost: with the priors and without them, and without the
+held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a bias
+common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a product
+of powers of the two.
 """
 
 import torch
@@ -13,13 +14,13 @@ Tensor = torch.Tensor
 # Fitted on 40 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
 # `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils;
 # benchmarks/results/calibration judges them on other scans.
-# Either half of these scans gives other constants, but predicts the same to 6 % (spread 0.001 to 0.01).
-GAIN, SPREAD, DISTANCE = 0.73, 0.67, 0.22  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
+GAIN, SPREAD, DISTANCE = 0.47, 0.67, 0.21  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
 FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
-NEIGHBOURHOOD = 5  # pixels; two images do not give a variance per pixel
+NEIGHBOURHOOD = 3  # pixels; single differences say little of a variance
+NOISE_LEFT = 0.5  # of the noise power, in the difference to view sharing: 0.4 to 0.6 in the background of three scans
 
 
-def likely_error(image: Tensor, without: Tensor, start: Tensor) -> Tensor:
+def likely_error(image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float) -> Tensor:
     """Standard deviation of the complex image error: real `(frames, height, width)`, of unit scale.
 
     Parameters
@@ -28,16 +29,28 @@ def likely_error(image: Tensor, without: Tensor, start: Tensor) -> Tensor:
         the result, complex `(frames, height, width)` of unit scale.
     without
         the result without the held-out samples (`mri.holdout.hold_out_sets`).
+    alone
+        the result of the OU alone; `image` itself where no prior was followed.
     start
-        view sharing, from which both began.
+        view sharing, from which all began.
+    noise_std
+        σ of a complex sample.
     """
-    spread, distance = evidence(image, without, start)
-    return modelled(spread, distance).sqrt()
+    return modelled(*evidence(image, without, alone, start, noise_std)).sqrt()
 
 
-def evidence(image: Tensor, without: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
-    """Spread² and distance² of every pixel, see `likely_error`: real `(frames, height, width)`."""
-    return _local_power(image - without), _local_power(image - start)
+def evidence(
+    image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float
+) -> tuple[Tensor, Tensor]:
+    """Spread² and distance² of every pixel, see `likely_error`: real `(frames, height, width)`.
+
+    Spread² is the geometric mean of its value in the frame and its average over time: where the samples of one frame
+    do not determine the image, those of the others seldom do. Distance² is without the noise of view sharing, and at
+    least spread².
+    """
+    power = _local_power(image - without) + _local_power(image - alone)
+    spread = (power * power.mean(dim=0)).sqrt()
+    return spread, (_local_power(image - start) - NOISE_LEFT * noise_std**2).maximum(spread)
 
 
 def modelled(spread, distance, gain: float = GAIN, of_spread: float = SPREAD, of_distance: float = DISTANCE):

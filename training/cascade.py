@@ -30,7 +30,7 @@ from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.scenes import Draw
 from mri.weighting import KspaceWeight
-from reconstruction.in_turn import ERROR_SHARE, EVERY, follow_priors, turns
+from reconstruction.in_turn import ERROR_SHARE, EVERY, beside_priors, follow_priors, turns
 from reconstruction.optimization_unit import OptimizationUnit, images_of, motion_schedule, shares_centre
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings
@@ -305,8 +305,8 @@ class SimulatedRun:
         priors = [learner if name == self.name else other for name in MODELS]
         follow = follow_priors(priors, self.schedule, problem.periodic, self.error_std)
         return motion_low_rank(
-            state, problem.model, problem.measured, OUSettings().motion_patches, self.schedule, problem.periodic, 0,
-            follow, first,
+            state, problem.model, problem.measured, OUSettings().motion_patches, beside_priors(self.schedule, problem),
+            problem.periodic, 0, follow, first,
         )  # fmt: skip
 
 

@@ -25,6 +25,9 @@ from reconstruction.in_turn import (
     REACH,
     ROTATION,
     STEP_SIZE,
+    WITH_NOISE,
+    WITHOUT_NOISE,
+    beside_priors,
     cascade_in_turn,
     follow_priors,
     held_out_error,
@@ -35,7 +38,7 @@ from reconstruction.in_turn import (
     within_reach,
 )
 from reconstruction.notes import priors_note
-from reconstruction.optimization_unit import motion_schedule, run_optimization_unit
+from reconstruction.optimization_unit import FLOOR, motion_schedule, run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
 
@@ -185,6 +188,26 @@ def test_the_noise_level_begins_with_the_held_out_error_and_ends_with_the_thresh
     assert raised[21] == pytest.approx(3 * plain[21]) and raised[39] == plain[39]
     assert raised[23] == pytest.approx(3**0.5 * plain[23])
     assert noise_levels(schedule, [39], 1.0)[39] == pytest.approx(ERROR_SHARE)
+
+
+def test_thresholds_beside_priors_are_lower_with_noise_and_higher_without(problem):
+    found, schedule = problem[0], Schedule(0.05, 0.002, 40)
+    clean = replace(found, noise_std=0.0)
+    assert beside_priors(schedule, clean) == Schedule(WITHOUT_NOISE * 0.05, WITHOUT_NOISE * 0.002, 40)
+    radial = replace(schedule, restart=20)
+    assert beside_priors(radial, clean) == radial
+    assert beside_priors(schedule, replace(found, noise_std=1.0)).last == pytest.approx(WITH_NOISE * 0.002, rel=1e-3)
+    shares = [beside_priors(schedule, replace(found, noise_std=by * FLOOR)).last / 0.002 for by in (0, 2, 4, 8, 16)]
+    assert sorted(shares, reverse=True) == shares and WITH_NOISE < shares[-1] < shares[0]
+
+
+def test_thresholds_alone_are_not_called_a_prior(problem, result, network, monkeypatch):
+    """Priors that know none of the noise levels, and thresholds that would help by much."""
+    found, _ = problem
+    elsewhere = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), sigma_min=0.5, sigma_max=0.9)
+    monkeypatch.setattr("reconstruction.in_turn.how_far", lambda *_: (1.0, 0.5))
+    followed = cascade_in_turn(found, [Known(elsewhere, result.image, 0.8, [])] * 2, result, 0)
+    assert not followed.schedule.followed and not followed.log and torch.equal(followed.image, result.image)
 
 
 def test_the_noise_level_is_raised_no_further_than_the_prior_knows(problem, network):

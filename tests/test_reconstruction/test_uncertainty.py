@@ -6,22 +6,39 @@ from benchmarks.calibration import agreement, calibration
 from mri.scan import Scan
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, SamplingSettings
-from reconstruction.uncertainty import likely_error
+from reconstruction.uncertainty import SPREAD, likely_error
 from sampling import reconstruct_problem
 from tests.conftest import simple_scan
 
 
 def test_more_where_the_samples_do_not_decide_and_where_the_result_went_far():
     generator = torch.Generator().manual_seed(0)
-    image, one, other = torch.randn(3, 4, 64, 64, dtype=torch.complex64, generator=generator)
+    image, one, other, third = torch.randn(4, 4, 64, 64, dtype=torch.complex64, generator=generator)
     without, start = image + 0.01 * one, image + 0.05 * other
-    even = likely_error(image, without, start)
+
+    def of_half(alone=image, noise_std=0.0):
+        return likely_error(image, without, alone, start, noise_std)[..., 40:].mean()
+
+    even = likely_error(image, without, image, start, 0.0)
     assert even.shape == image.shape and 0.01 < even.mean() < 0.05
+    changed = image.clone()
+    changed[..., 32:] += 0.02 * third[..., 32:]
+    assert of_half(changed) > 1.4 * of_half()  # where the priors changed much: 5 ^ (0.67 / 2)
+    assert of_half(noise_std=0.05) < 0.98 * of_half()  # distance that noise explains
     without[..., 32:] += 0.03 * one[..., 32:]
-    wide = likely_error(image, without, start)[..., 40:].mean()
+    wide = of_half()
     assert wide > 2 * even[..., 40:].mean()  # 4 ^ 0.67
     start[..., 32:] += 0.2 * other[..., 32:]
-    assert likely_error(image, without, start)[..., 40:].mean() > 1.2 * wide  # 4 ^ 0.22
+    assert of_half() > 1.2 * wide  # 5 ^ 0.17
+
+
+def test_frames_lend_each_other_their_spread():
+    image = torch.zeros(16, 32, 32, dtype=torch.complex64)
+    without = image + 0.01
+    without[0] = 0.002
+    deviation = likely_error(image, without, image, image + 0.1, 0.0)
+    ratio = (deviation[0].mean() / deviation[1].mean()).item()
+    assert ratio == pytest.approx(0.2 ** (SPREAD / 2), rel=0.02)  # 0.2 ^ SPREAD, if each frame stood alone
 
 
 def test_the_likely_error_is_where_the_error_is(context_priors):

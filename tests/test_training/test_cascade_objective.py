@@ -9,7 +9,7 @@ from tqdm import tqdm
 from configs.ve import cascade as cascade_config
 from models.prior import load_prior, load_shipped, shipped
 from mri.lowrank.along_motion import motion_low_rank
-from reconstruction.in_turn import ERROR_SHARE, follow_priors
+from reconstruction.in_turn import ERROR_SHARE, beside_priors, follow_priors
 from reconstruction.optimization_unit import OptimizationUnit, images_of
 from reconstruction.settings import OUSettings
 from run_lib import Job
@@ -51,7 +51,8 @@ def test_scans_are_seeded_and_agree_with_their_images():
 
 @pytest.mark.parametrize("name", ["global", "local"])
 @pytest.mark.parametrize("followed", [True, False])
-def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed):
+def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed, monkeypatch):
+    monkeypatch.setattr("training.cascade.beside_priors", lambda schedule, problem: schedule)
     objective = ThroughTheCascade(run_settings(), [], name)
     scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
     run = objective.simulated(scan)
@@ -98,8 +99,8 @@ def test_a_partner_takes_the_other_turns_and_is_not_trained():
     by_hand = follow_priors([learner, load_shipped("local", "cascade")], run.schedule, run.problem.periodic,
                             run.error_std)  # fmt: skip
     steps = motion_low_rank(
-        run.alone[first], run.problem.model, run.problem.measured, OUSettings().motion_patches, run.schedule,
-        run.problem.periodic, 0, by_hand, first,
+        run.alone[first], run.problem.model, run.problem.measured, OUSettings().motion_patches,
+        beside_priors(run.schedule, run.problem), run.problem.periodic, 0, by_hand, first,
     )  # fmt: skip
     states = list(islice(steps, run.last_step(first) - first + 1))
     assert torch.allclose(images_of(run.problem, states[-1]), reached, atol=1e-5)
