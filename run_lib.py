@@ -110,6 +110,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path, models: tuple[str, .
         *(part.from_mapping(config[part.part]) for part in (
             parts.PseudoReferenceSettings, parts.ModelSettings, parts.TrainingSettings, parts.OptimSettings)),
     )  # fmt: skip
+    if run.training.partner and len(models) > 1:
+        raise InputError(
+            "with training.partner only one prior can be trained; choose it with --model=global or --model=local."
+        )
     with processes() as group:
         group.refuse_differences(run.record())
         check_batch(run.training, frames_per_draw(run.training), group.count)

@@ -33,7 +33,7 @@ from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
 
 FIRST_SEED = 50000  # of the scenes; training draws its own from all numbers below 2³¹
-FIRST_SETTING = 90000  # seed of sampling and noise, which must not depend on what is in the scene
+FIRST_SETTING = 90000  # first seed of the sampling and noise settings, kept independent of the scene content
 PATTERNS = ("uniform", "uniform", "random", "radial")
 NOISE = (0.0, 0.0, 0.005, 0.01, 0.02)  # σ over the brightest pixel, known
 HEART_EVERY, HEART_COILS, HEART_NOISE = 5, (1, 4, 8), (0.0, 0.01, 0.02)  # every fifth is a heart, σ not known

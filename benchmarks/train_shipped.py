@@ -161,7 +161,8 @@ def main() -> None:
             case.acquire(testing, 0)  # a scan that cannot be used is reported before the training
         new = {}
         for name in MODELS:
-            config.training.init = str(old[name])
+            other = MODELS[1 - MODELS.index(name)]
+            config.training.init, config.training.partner = str(old[name]), str(new.get(other, old[other]))
             new[name] = train_one(name, config, workdir, flags.minutes)
         rows = judge({"shipped": old, "new": new}, cases, testing)
     write_csv(flags.out / "train_shipped.csv", rows, COLUMNS)

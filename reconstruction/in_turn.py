@@ -3,8 +3,8 @@
 The OU exploits what repeats along the motion, the priors what moving images look like. In the later half of the OU's
 steps a prior is applied after every second one, at a noise level σ that begins at half of the held-out error and ends
 at half of the last threshold: GM first, where σ is high, then LM; if both together are rejected, LM alone or GM
-alone takes all turns, if `PASSES` allows. Data consistency follows each time. Meanwhile the thresholds are those of
-`beside_priors`.
+alone takes all turns, if `PASSES` allows. Data consistency follows each time. Meanwhile the low-rank steps use the
+noise levels of `schedule_with_priors`; σ is derived from those of the OU alone.
 """
 
 import cmath
@@ -23,6 +23,7 @@ from mri.fourier import fft2c, ifft2c
 from mri.holdout import fitted_step, improvement, missing_error
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.lowrank.along_motion import Schedule as LowRankSchedule
+from mri.masks import is_lines, lines_along_rows
 from reconstruction.calibration import Schedule
 from reconstruction.optimization_unit import FLOOR, OUResult, images_of, last_noise, motion_schedule
 from reconstruction.prepare import Problem
@@ -32,12 +33,12 @@ Tensor = torch.Tensor
 
 EVERY = 2  # steps of the OU from one prior to the next
 EARLY = 0.125  # share of the turns for each prior but the last
-NOISE_SHARE = 0.5  # σ per real channel that a prior is given, of the step's noise level ν per pixel
+NOISE_SHARE = 0.5  # σ per real channel passed to a prior, as a share of the step's ν (per pixel) in the OU alone
 ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true one on one scan (…/results/priors.md)
 STEP_SIZE = 0.6  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
-GENTLE = 0.007  # σ above which it is followed less far, as 1/σ: the more noise, the more it smooths
-# Thresholds of the low rank between the priors, of those of the OU alone: with noise the priors remove a part of it, so
-# that less need be shrunk; without noise they restore detail, so that more may be (benchmarks/results/priors.md)
+GENTLE = 0.007  # above this σ the step size falls as 1/σ: the more noise, the more the prior smooths
+# Noise levels of the low rank between the priors, relative to the OU alone. The priors remove part of the noise, so
+# less shrinkage is needed; without noise they restore detail, so more is tolerable (benchmarks/results/priors.md)
 WITH_NOISE, WITHOUT_NOISE = 0.85, 1.1
 # The phase of what the networks see is turned by the golden angle from one turn to the next. Real and imaginary part
 # are two channels to them; a part of their error depends on the phase, which is arbitrary, and partly cancels this way
@@ -76,15 +77,17 @@ def noise_levels(schedule: LowRankSchedule, steps: list[int], error_std: float =
     }
 
 
-def beside_priors(schedule: LowRankSchedule, problem: Problem) -> LowRankSchedule:
-    """The thresholds of the OU's steps between the priors: WITHOUT_NOISE times those of `schedule` without measurement
-    noise, and the closer to WITH_NOISE times, the higher the noise ends the schedule. Of single samples (radial), where
-    the OU restarts its momentum because it converges fast, they are not raised.
+def schedule_with_priors(schedule: LowRankSchedule, problem: Problem) -> LowRankSchedule:
+    """Noise levels of the OU's steps between the priors: those of `schedule` times a factor.
+
+    The factor is WITHOUT_NOISE without measurement noise and falls towards WITH_NOISE; it is almost there once the
+    noise sets the last level to five times FLOOR. Noise already present in the images of a simulated scan counts as
+    signal. For scattered samples (radial) the levels are not raised: doing so cost 0.1 dB on the rat.
     """
-    noisy = 1 - (FLOOR / max(FLOOR, last_noise(problem))) ** 2
-    without = min(WITHOUT_NOISE, 1.0) if schedule.restart else WITHOUT_NOISE
-    share = without + (WITH_NOISE - without) * noisy
-    return replace(schedule, first=share * schedule.first, last=share * schedule.last)
+    clean = (FLOOR / max(FLOOR, last_noise(problem))) ** 2
+    raised = WITHOUT_NOISE if is_lines(lines_along_rows(problem.model.mask)) else 1.0
+    factor = WITH_NOISE + (raised - WITH_NOISE) * clean
+    return replace(schedule, first=factor * schedule.first, last=factor * schedule.last)
 
 
 def follow_priors(
@@ -124,7 +127,8 @@ def solve_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, error_std: float, seed: int,
     bar: tqdm | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """The later half of the OU's steps from the state `halfway` (held-out error `error_std`), with the priors.
+    """The later half of the OU's steps from the state `halfway` (held-out error `error_std`), with the priors and the
+    noise levels of `schedule_with_priors`.
 
     Returns
     -------
@@ -134,8 +138,8 @@ def solve_in_turn(
     taken: list[dict[str, float]] = []
     follow = follow_priors(priors, schedule, problem.periodic, error_std, bar, taken)
     steps = motion_low_rank(
-        halfway, problem.model, problem.measured, result.settings.motion_patches, beside_priors(schedule, problem),
-        problem.periodic, seed, follow, schedule.steps // 2,
+        halfway, problem.model, problem.measured, result.settings.motion_patches,
+        schedule_with_priors(schedule, problem), problem.periodic, seed, follow, schedule.steps // 2,
     )  # fmt: skip
     last = halfway
     for state in steps:
@@ -241,10 +245,12 @@ def cascade_in_turn(
             tried, trial = solve(reduced, places, result.halfway_without)
             passes += len(trial)
             tried = unit + within_reach(problem, tried - unit)
-            if trial:  # else nothing but the thresholds has changed
+            if trial:  # without passes, only the thresholds differ: keep the OU's result
                 far, share = how_far(problem, held, unit, tried)
             if far:
                 image, taken = final()
+                if not taken:  # no prior was applied: likewise
+                    far = 0.0
                 break
     before, count = held_out_error(problem, held, unit, problem.held_out_noise), int(held.sum())
     if not far:

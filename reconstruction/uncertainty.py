@@ -1,9 +1,9 @@
 """Where a reconstruction is likely to be wrong: a standard deviation per pixel and frame, without a reference.
 
-Three reconstructions of a scan are available at no extra cost: with the priors and without them, and without the
-held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a bias
-common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a product
-of powers of the two.
+Three reconstructions of a scan are available at no extra cost: the final result, the OU alone, and the result without
+the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a
+bias common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a
+product of powers of the two.
 """
 
 import torch
@@ -16,8 +16,8 @@ Tensor = torch.Tensor
 # benchmarks/results/calibration judges them on other scans.
 GAIN, SPREAD, DISTANCE = 0.47, 0.67, 0.21  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
 FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
-NEIGHBOURHOOD = 3  # pixels; single differences say little of a variance
-NOISE_LEFT = 0.5  # of the noise power, in the difference to view sharing: 0.4 to 0.6 in the background of three scans
+NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
+NOISE_LEFT = 0.5  # share of the noise power in the difference from view sharing; measured: 0.4 to 0.7
 
 
 def likely_error(image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float) -> Tensor:
@@ -30,11 +30,11 @@ def likely_error(image: Tensor, without: Tensor, alone: Tensor, start: Tensor, n
     without
         the result without the held-out samples (`mri.holdout.hold_out_sets`).
     alone
-        the result of the OU alone; `image` itself where no prior was followed.
+        the result of the OU alone; equal to `image` if the priors were rejected.
     start
-        view sharing, from which all began.
+        view sharing, the starting point of all three.
     noise_std
-        σ of a complex sample.
+        noise σ per complex k-space sample, in units of the scan's scale.
     """
     return modelled(*evidence(image, without, alone, start, noise_std)).sqrt()
 
@@ -44,9 +44,9 @@ def evidence(
 ) -> tuple[Tensor, Tensor]:
     """Spread² and distance² of every pixel, see `likely_error`: real `(frames, height, width)`.
 
-    Spread² is the geometric mean of its value in the frame and its average over time: where the samples of one frame
-    do not determine the image, those of the others seldom do. Distance² is without the noise of view sharing, and at
-    least spread².
+    Spread² is the geometric mean of its value in the frame and its average over time: a pixel that the samples of one
+    frame do not determine is usually undetermined in the others too. The noise of view sharing is subtracted from
+    distance², which is never less than spread².
     """
     power = _local_power(image - without) + _local_power(image - alone)
     spread = (power * power.mean(dim=0)).sqrt()

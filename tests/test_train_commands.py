@@ -104,7 +104,7 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     command("main.py", *other, *back, "--model=global", cwd=tmp_path)
     again = load_model(tmp_path / "back" / "global" / "model.safetensors")[0].state_dict()["conv_in.weight"]
     assert torch.equal(again[:, columns], lm["conv_in.weight"])
-    assert again.abs().sum() == pytest.approx(lm["conv_in.weight"].abs().sum())  # 0 for what LM does not see
+    assert again.abs().sum() == pytest.approx(lm["conv_in.weight"].abs().sum())  # others are 0
     done = command("main.py", *other, init, "--config.model.nf=16", "--workdir=third", cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "another architecture")
 
@@ -150,3 +150,10 @@ def test_evaluation_without_a_reference_leaves_no_scores_of_the_earlier_one(tmp_
     np.savez(tmp_path / "scans" / "a.npz", kspace=torch.where(mask, fft2c(make_phantom(4, 64, 0)), 0).numpy())
     assert "nothing is scored" in command("main.py", *flags, cwd=tmp_path).stdout
     assert names(tmp_path / "exp" / "result") == {"a", "index.html"}
+
+
+def test_a_partner_is_for_the_training_of_one_prior(tmp_path):
+    flags = [*TINY, "--config.training.objective=cascade", "--config.model.temporal", "--config.training.batch_size=16",
+             f"--config.training.partner={ROOT / 'checkpoints' / 'local.safetensors'}"]  # fmt: skip
+    assert_one_sentence(command("main.py", *flags, cwd=tmp_path, succeeds=False), "--model=global or --model=local")
+    assert not (tmp_path / "exp").exists()

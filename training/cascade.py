@@ -4,7 +4,8 @@ A denoiser of white noise knows nothing of aliasing, and one trained for a singl
 So the sampler's own code (`mri.lowrank.along_motion`, `reconstruction.in_turn.follow_priors`) reconstructs a simulated
 scan without gradients, in half of the scans with the network in all turns, in the others without it. From some of the
 network's own turns it goes on for a few passes with gradients: the loss is the squared error at their end, as a share
-of that of the OU alone at the same step. A finished prior may take the turns that are not its own.
+of that of the OU alone at the same step. The OU alone keeps its own noise levels; with the network they are those of
+`schedule_with_priors`. A frozen prior may take the turns that are not the network's own.
 """
 
 import math
@@ -30,7 +31,7 @@ from mri.operators import ForwardModel
 from mri.scan import Scan
 from mri.scenes import Draw
 from mri.weighting import KspaceWeight
-from reconstruction.in_turn import ERROR_SHARE, EVERY, beside_priors, follow_priors, turns
+from reconstruction.in_turn import ERROR_SHARE, EVERY, follow_priors, schedule_with_priors, turns
 from reconstruction.optimization_unit import OptimizationUnit, images_of, motion_schedule, shares_centre
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings
@@ -40,7 +41,7 @@ from utils.errors import InputError
 
 Tensor = torch.Tensor
 
-PASSES = 4  # of the network, with the OU's steps between, that the gradient goes through
+PASSES = 4  # of the network or its partner, with OU steps between, through which the gradient is propagated
 ENTRIES = 2  # of each scan: turns from which the gradient begins, one early and one late
 ESTIMATES = (1.0, 3.0)  # what held-out samples tell of the error halfway, over the true one
 # σ ‖∂share/∂D(x; σ)‖ of a pass, at most; 0.001 to 0.01 is usual. Where the OU leaves almost no error it is ten times as
@@ -111,32 +112,32 @@ class Learner:
 
 @dataclass(frozen=True)
 class Partner:
-    """The other prior of the cascade, which is not trained; gradients pass through it to the images before."""
+    """The other prior of the cascade, frozen; gradients pass through it to the network's earlier passes."""
 
     network: NCSNpp
     context: Context
-    sigma_min: float = 0.0  # like the learner, it is used at every level
-    sigma_max: float = math.inf
+    sigma_min: float
+    sigma_max: float
 
     @classmethod
     def load(cls, path: str, trained: str) -> "Partner":
-        """From a file, beside the prior `trained`, global or local.
+        """Load from a file the partner of the prior in training (`trained`: global or local).
 
         Raises
         ------
         InputError
-            for a file that is no prior of moving scenes, or that is of the prior that is trained.
+            if the file is not a prior of moving scenes, or has the same role as the prior in training.
         """
         prior = load_prior(path)
         if prior.context is None or not prior.of_scenes:
-            raise InputError(f"training.partner: {path} is not a prior of moving scenes; give one of checkpoints/.")
+            raise InputError(f"training.partner: {path} is not a prior of moving scenes; use one from checkpoints/.")
         if prior.role == trained:
             other = MODELS[1 - MODELS.index(trained)]
             raise InputError(
-                f"training.partner: {path} is the {trained} model, which is trained; give the {other} one, and train "
-                f"--model={trained} alone."
+                f"training.partner: {path} is a {trained} model, but {trained} is the one being trained; give a "
+                f"{other} model as the partner."
             )
-        return cls(prior.network.eval().requires_grad_(False), prior.context)
+        return cls(prior.network.eval().requires_grad_(False), prior.context, prior.sigma_min, prior.sigma_max)
 
     def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
         return change_of(self.network.to(image.device), self.context, image, sigma, periodic)
@@ -229,9 +230,10 @@ class SimulatedRun:
     Parameters
     ----------
     sigma_max
-        highest σ that the network will be used at.
+        highest σ at which the network will be used.
     name, partner
-        GM or LM, and what takes the turns of the other; None: the network takes all.
+        the prior in training ("global" or "local"), and the frozen prior that takes the other turns; None: the
+        network takes all turns.
 
     Attributes
     ----------
@@ -264,12 +266,14 @@ class SimulatedRun:
         self.error_std = min(scan.estimate[0].item() * error, sigma_max / ERROR_SHARE)
 
     def own_turns(self) -> list[int]:
-        """The steps that the network follows when it is used."""
+        """The OU steps after which the network is applied in a reconstruction."""
         return sorted(step for step, place in self.turns.items() if MODELS[place] == self.name)
 
     @torch.no_grad()
     def states_before(self, last: int, score: Score | None) -> dict[int, Iterate]:
-        """The state before each of the turns up to the step `last`: of the OU alone, or with `score` in all turns."""
+        """The state before each of the turns up to the step `last`: of the OU alone, or with `score` in all turns,
+        those of its partner excepted.
+        """
         if score is None:
             return self.alone
         begin = min(self.turns)
@@ -295,18 +299,18 @@ class SimulatedRun:
         return min(first + EVERY * (PASSES - 1), self.schedule.steps - 1)
 
     def go_on(self, learner: Learner, state: Iterate, first: int) -> Tensor:
-        """The images after the step `last_step(first)`, with the network from `first` on."""
+        """The images after the step `last_step(first)`, with the network (and its partner, if any) from `first` on."""
         steps = islice(self.steps(learner, state, first), self.last_step(first) - first + 1)
         return images_of(self.problem, deque(steps, maxlen=1)[0])
 
     def steps(self, learner: Learner, state: Iterate, first: int) -> Iterator[Iterate]:
-        """What the sampler's steps from `first` on yield, with the network, or it and its partner, in all turns."""
+        """The state after each sampler step from `first` on, with the network (and its partner, if any)."""
         problem, other = self.problem, self.partner or learner
         priors = [learner if name == self.name else other for name in MODELS]
         follow = follow_priors(priors, self.schedule, problem.periodic, self.error_std)
         return motion_low_rank(
-            state, problem.model, problem.measured, OUSettings().motion_patches, beside_priors(self.schedule, problem),
-            problem.periodic, 0, follow, first,
+            state, problem.model, problem.measured, OUSettings().motion_patches,
+            schedule_with_priors(self.schedule, problem), problem.periodic, 0, follow, first,
         )  # fmt: skip
 
 

@@ -60,10 +60,10 @@ def check_batch(settings: TrainingSettings, frames: int, processes: int) -> None
 
 
 def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
-    """Give `network` the weights of a model of the same architecture, whose context may hold other images.
+    """Give `network` the weights of a model of the same architecture, whose context may include more or fewer images.
 
-    So LM can begin from GM and GM from LM: images that the model does not see begin with weights of 0, and layers in
-    time that it lacks as the identity.
+    LM can thus start from GM, and GM from LM. Input weights for images that the loaded model does not see start at 0;
+    temporal layers that it lacks start as the identity.
 
     Raises
     ------
@@ -76,7 +76,8 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
         weights.update({name: value for name, value in own.items() if ".temporal." in name})
     theirs = ["frame", *Context.from_mapping(metadata["context"]).images] if "context" in metadata else ["frame"]
     ours = ["frame", *(context.images if context else [])]
-    if set(weights) == set(own) and (context is None or "context" in metadata):
+    alike = ours == theirs or set(ours) < set(theirs) or (set(ours) > set(theirs) and "context" in metadata)
+    if set(weights) == set(own) and alike:
         size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image
         to, of = (
             torch.cat([size * names.index(name) + torch.arange(size) for name in ours if name in theirs])
@@ -86,7 +87,7 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
             if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
                 shape = (value.shape[0], size * len(ours), *value.shape[2:])
                 weights[name] = value.new_zeros(shape).index_copy(1, to, value[:, of])
-    if set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
+    if not alike or set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
         raise InputError(f"training.init: {path} has another architecture or context; give a matching model.")
     network.load_state_dict(weights)
 

@@ -81,8 +81,8 @@ class TrainingSettings(Settings):
     snapshot_freq_for_preemption: int = setting(1000, "steps between saves of the checkpoint to resume from", least=1)
     compile: bool = setting(False, "torch.compile the training step (needs a C++ compiler on a CPU)")
     init: str = setting("", "model.safetensors to start from, for GM and LM; empty: random weights")
-    partner: str = setting("", "cascade: model.safetensors of the other prior, which takes its own turns and is not "
-                           "trained; empty: the trained one takes all")
+    partner: str = setting("", "cascade: model.safetensors of the other prior, which is frozen and takes its own "
+                           "turns; empty: the prior in training takes all turns")
     scene_frames: int = setting(16, "scenes, cascade: maximum frames of one scan in a batch", least=1)
     columns: int = setting(48, "scenes, cascade: side of the training crop, pixels; 0: model.image_size", least=0)
 
@@ -104,7 +104,7 @@ class RunSettings:
             raise InputError("training.objective dsm learns from single frames; set model.temporal=false.")
         if self.training.partner and self.training.objective != "cascade":
             raise InputError(
-                f"training.partner takes turns in the objective cascade alone; leave it out with "
+                "training.partner is used by objective cascade only; remove it for objective "
                 f"{self.training.objective}."
             )
 

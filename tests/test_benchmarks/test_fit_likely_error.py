@@ -39,7 +39,7 @@ def test_what_the_cascade_leaves_is_observed():
     priors = [load_shipped(name, "cascade") for name in MODELS]
     error, spread, distance = observed(scan, reference, Job.from_config(config, 0), priors)
     assert error.shape == spread.shape == distance.shape == reference.image.shape
-    assert 0 < np.median(error) < 0.1 and spread.mean() < distance.mean()  # images are of unit scale
+    assert 0 < np.median(error) < 0.1 and 1.5 * spread.mean() < distance.mean()  # images are of unit scale
     full = Scan.from_arrays(fft2c(reference.image), torch.ones_like(scan.mask), noise_std=0.0)  # nothing to hold out
     assert observed(full, reference, Job.from_config(config, 0), priors) is None
     config.ou.operator = "llr"  # priors do not go on from its result

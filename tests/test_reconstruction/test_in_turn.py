@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -27,12 +28,12 @@ from reconstruction.in_turn import (
     STEP_SIZE,
     WITH_NOISE,
     WITHOUT_NOISE,
-    beside_priors,
     cascade_in_turn,
     follow_priors,
     held_out_error,
     how_far,
     noise_levels,
+    schedule_with_priors,
     step_size,
     turns,
     within_reach,
@@ -190,19 +191,23 @@ def test_the_noise_level_begins_with_the_held_out_error_and_ends_with_the_thresh
     assert noise_levels(schedule, [39], 1.0)[39] == pytest.approx(ERROR_SHARE)
 
 
-def test_thresholds_beside_priors_are_lower_with_noise_and_higher_without(problem):
+def test_thresholds_between_priors_are_lower_with_noise_and_higher_without(problem):
     found, schedule = problem[0], Schedule(0.05, 0.002, 40)
     clean = replace(found, noise_std=0.0)
-    assert beside_priors(schedule, clean) == Schedule(WITHOUT_NOISE * 0.05, WITHOUT_NOISE * 0.002, 40)
-    radial = replace(schedule, restart=20)
-    assert beside_priors(radial, clean) == radial
-    assert beside_priors(schedule, replace(found, noise_std=1.0)).last == pytest.approx(WITH_NOISE * 0.002, rel=1e-3)
-    shares = [beside_priors(schedule, replace(found, noise_std=by * FLOOR)).last / 0.002 for by in (0, 2, 4, 8, 16)]
-    assert sorted(shares, reverse=True) == shares and WITH_NOISE < shares[-1] < shares[0]
+    assert schedule_with_priors(schedule, clean) == Schedule(WITHOUT_NOISE * 0.05, WITHOUT_NOISE * 0.002, 40)
+    noisy = replace(found, noise_std=1.0)
+    assert schedule_with_priors(schedule, noisy).last == pytest.approx(WITH_NOISE * 0.002, rel=1e-3)
+    some = [replace(clean, noise_std=by * FLOOR) for by in (4, 8, 16, 32)]
+    shares = [schedule_with_priors(schedule, one).last / 0.002 for one in (clean, *some, noisy)]
+    assert all(one > two for one, two in pairwise(shares))
+    # noise already present in simulated images counts as signal
+    assert schedule_with_priors(schedule, replace(clean, noise_bound=0.1)) == schedule_with_priors(schedule, clean)
+    radial = replace(clean, model=replace(clean.model, mask=make_mask("radial", tuple(clean.model.mask.shape), 4, 0)))
+    assert schedule_with_priors(schedule, radial) == schedule
 
 
 def test_thresholds_alone_are_not_called_a_prior(problem, result, network, monkeypatch):
-    """Priors that know none of the noise levels, and thresholds that would help by much."""
+    """The priors were trained for none of the noise levels, and the thresholds alone would help a lot."""
     found, _ = problem
     elsewhere = NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), sigma_min=0.5, sigma_max=0.9)
     monkeypatch.setattr("reconstruction.in_turn.how_far", lambda *_: (1.0, 0.5))

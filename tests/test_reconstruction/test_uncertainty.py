@@ -23,13 +23,15 @@ def test_more_where_the_samples_do_not_decide_and_where_the_result_went_far():
     assert even.shape == image.shape and 0.01 < even.mean() < 0.05
     changed = image.clone()
     changed[..., 32:] += 0.02 * third[..., 32:]
-    assert of_half(changed) > 1.4 * of_half()  # where the priors changed much: 5 ^ (0.67 / 2)
+    assert of_half(changed) > 1.4 * of_half()  # where the priors changed the image a lot: 5 ^ (0.67 / 2)
     assert of_half(noise_std=0.05) < 0.98 * of_half()  # distance that noise explains
+    noisy = likely_error(image, without, image, start, 1.0)  # more noise than distance²: spread² is the lower bound
+    assert torch.equal(noisy, likely_error(image, without, image, image, 0.0)) and noisy.isfinite().all()
     without[..., 32:] += 0.03 * one[..., 32:]
     wide = of_half()
     assert wide > 2 * even[..., 40:].mean()  # 4 ^ 0.67
     start[..., 32:] += 0.2 * other[..., 32:]
-    assert of_half() > 1.2 * wide  # 5 ^ 0.17
+    assert of_half() > 1.2 * wide  # 5 ^ 0.21
 
 
 def test_frames_lend_each_other_their_spread():

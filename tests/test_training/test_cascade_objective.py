@@ -9,7 +9,7 @@ from tqdm import tqdm
 from configs.ve import cascade as cascade_config
 from models.prior import load_prior, load_shipped, shipped
 from mri.lowrank.along_motion import motion_low_rank
-from reconstruction.in_turn import ERROR_SHARE, beside_priors, follow_priors
+from reconstruction.in_turn import ERROR_SHARE, follow_priors, schedule_with_priors
 from reconstruction.optimization_unit import OptimizationUnit, images_of
 from reconstruction.settings import OUSettings
 from run_lib import Job
@@ -28,6 +28,10 @@ def run_settings(**training):
     config.training.update({"batch_size": 6, "scene_frames": 6, "columns": 32, **training})
     job = Job.from_config(config)
     return parts.RunSettings(0, job.intake, job.prepare, *(kind.from_mapping(config[kind.part]) for kind in KINDS))
+
+
+def gradient_of(network):
+    return torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
 
 
 def a_draw(objective, seed):
@@ -52,7 +56,7 @@ def test_scans_are_seeded_and_agree_with_their_images():
 @pytest.mark.parametrize("name", ["global", "local"])
 @pytest.mark.parametrize("followed", [True, False])
 def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed, monkeypatch):
-    monkeypatch.setattr("training.cascade.beside_priors", lambda schedule, problem: schedule)
+    monkeypatch.setattr("training.cascade.schedule_with_priors", lambda schedule, problem: schedule)
     objective = ThroughTheCascade(run_settings(), [], name)
     scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
     run = objective.simulated(scan)
@@ -92,7 +96,8 @@ def test_a_partner_takes_the_other_turns_and_is_not_trained():
     alone = ThroughTheCascade(run_settings(), [], "global")
     both = ThroughTheCascade(run_settings(partner=str(shipped("local", "cascade"))), [], "global")
     scan, network = a_draw(both, 1), new_network(run_settings(), both.context)  # its output is zero
-    run, first = both.simulated(scan), both.simulated(scan).own_turns()[-1]
+    run = both.simulated(scan)
+    first = run.own_turns()[0]
     learner = Learner(network, both.context)
     reached = run.go_on(learner, run.alone[first], first)
     assert not torch.equal(reached, alone.simulated(scan).go_on(learner, run.alone[first], first))
@@ -100,22 +105,28 @@ def test_a_partner_takes_the_other_turns_and_is_not_trained():
                             run.error_std)  # fmt: skip
     steps = motion_low_rank(
         run.alone[first], run.problem.model, run.problem.measured, OUSettings().motion_patches,
-        beside_priors(run.schedule, run.problem), run.problem.periodic, 0, by_hand, first,
+        schedule_with_priors(run.schedule, run.problem), run.problem.periodic, 0, by_hand, first,
     )  # fmt: skip
     states = list(islice(steps, run.last_step(first) - first + 1))
     assert torch.allclose(images_of(run.problem, states[-1]), reached, atol=1e-5)
+    assert both.partner.sigma_max == load_shipped("local", "cascade").sigma_max  # skipped above
     both.loss(network, scan).backward()
-    assert any(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
-    assert all(p.grad is None for p in both.partner.network.parameters())
+    through = gradient_of(network)
+    assert through.abs().max() > 0 and all(p.grad is None for p in both.partner.network.parameters())
+    change = both.partner.change
+    object.__setattr__(both.partner, "change", lambda *given: change(*given).detach())
+    network.zero_grad()
+    both.loss(network, scan).backward()
+    assert not torch.allclose(gradient_of(network), through, rtol=1e-3, atol=0)  # through the partner
 
 
-def test_partners_that_cannot_be():
+def test_unsuitable_partners_are_refused():
     gm, lm, published = shipped("global", "cascade"), shipped("local", "cascade"), shipped("local", "published")
-    with pytest.raises(InputError, match="is the global model, which is trained; give the local one"):
+    with pytest.raises(InputError, match="global is the one being trained; give a local model"):
         ThroughTheCascade(run_settings(partner=str(gm)), [], "global")
     with pytest.raises(InputError, match="is not a prior of moving scenes"):
         ThroughTheCascade(run_settings(partner=str(published)), [], "global")
-    with pytest.raises(InputError, match="objective cascade alone"):
+    with pytest.raises(InputError, match="objective cascade only"):
         run_settings(partner=str(lm), objective="scenes")
 
 

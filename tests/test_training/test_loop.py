@@ -13,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from models.checkpoint import save_model
+from models.context import Context
+from models.ncsnpp import NCSNpp
 from mri.intake_settings import Intake
 from reconstruction.settings import PrepareSettings
 from tests.commands import ROOT, TINY, assert_one_sentence, begun, command
 from training import settings as parts
-from training.loop import Draws, Share, Training, seed_of
+from training.loop import Draws, Share, Training, seed_of, start_from
 from training.objectives import DenoisingScoreMatching
 from training.processes import ALONE, Processes
 from utils.errors import InputError
@@ -282,3 +285,21 @@ def test_the_threads_of_a_process_group_end_with_it():
     done = subprocess.run([sys.executable, "-c", ENDING], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "deprecated" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "theirs,ours",
+    [
+        (Context((-1, 1), merge=True, own=True), Context((-2, -1, 1, 2))),  # as many images, but others
+        (Context((1, -1)), Context((-1, 1))),  # in another order
+        (None, Context((-1, 1))),
+    ],
+)
+def test_weights_of_an_unlike_context_are_refused(tmp_path, theirs, ours):
+    def network(context):
+        return NCSNpp(nf=8, ch_mult=(1, 2), num_res_blocks=1, in_channels=2 + (context.channels if context else 0))
+
+    more = {"context": theirs.to_dict()} if theirs else {}
+    save_model(network(theirs), tmp_path / "model.safetensors", **more)
+    with pytest.raises(InputError, match="another architecture or context"):
+        start_from(network(ours), ours, str(tmp_path / "model.safetensors"))
