@@ -138,7 +138,11 @@ def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Refer
         image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
     # the noise of the images themselves belongs to what is to be reconstructed
     kspace, level = fft2c(image.to(torch.complex64))[:, None], (data.noise_std or 0.0) * gain
-    return _undersampled(intake, kspace, stored, Reference(image), str(stored), noise_std=level, remarks=tuple(remarks))
+    noise = "noise in these images counts as signal; --noise_std states its level"
+    if level:
+        noise = "these images are also the reference, so scores and error pictures count removed noise as error"
+    found = f"{stored}\n{noise}"
+    return _undersampled(intake, kspace, stored, Reference(image), found, noise_std=level, remarks=tuple(remarks))
 
 
 def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Stored, Tensor]:

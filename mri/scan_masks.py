@@ -21,7 +21,9 @@ def mask_to_apply(intake: Intake, shape: tuple[int, int, int]) -> tuple[Tensor, 
     if mask.path:
         return _dc_in_the_middle(fit_mask(_read_mask(intake, shape), shape, mask.path), mask.path)
     generated = make_mask(mask.pattern, shape, mask.acceleration, mask.acs, intake.seed)
-    return fit_mask(generated, shape), f"{mask.pattern}, R = {mask.acceleration:g}, {mask.acs} ACS lines"
+    square = mask.pattern == "radial" and mask.acs
+    centre = f"a central square of {mask.acs}×{mask.acs}" if square else f"{mask.acs} ACS lines"
+    return fit_mask(generated, shape), f"{mask.pattern}, R = {mask.acceleration:g}, {centre}"
 
 
 def _read_mask(intake: Intake, shape: tuple[int, int, int]) -> Tensor:
