@@ -145,8 +145,12 @@ def motion_schedule(problem: Problem, steps: int = 0) -> Schedule:
     last = max(last_noise(problem), LAST_OF_IMAGES * problem.noise_bound * math.sqrt(share))
     schedule = schedule_for(share, last, steps)
     # single samples (radial) converge fast, and momentum then carries the images past them; lines need it to the end
-    scattered = not is_lines(lines_along_rows(problem.model.mask))
-    return replace(schedule, restart=schedule.steps // 2) if scattered else schedule
+    return replace(schedule, restart=schedule.steps // 2) if scattered(problem) else schedule
+
+
+def scattered(problem: Problem) -> bool:
+    """Whether single samples were measured (radial), not whole lines."""
+    return not is_lines(lines_along_rows(problem.model.mask))
 
 
 def last_noise(problem: Problem) -> float:

@@ -140,7 +140,7 @@ class Partner:
         return cls(prior.network.eval().requires_grad_(False), prior.context, prior.sigma_min, prior.sigma_max)
 
     def change(self, image: Tensor, sigma: float, periodic: bool) -> Tensor:
-        return change_of(self.network.to(image.device), self.context, image, sigma, periodic)
+        return change_of(self.network, self.context, image, sigma, periodic)
 
 
 class ThroughTheCascade(Objective):
@@ -201,6 +201,8 @@ class ThroughTheCascade(Objective):
         return torch.stack(shares).sum() / ENTRIES
 
     def simulated(self, scan: SimulatedScans) -> "SimulatedRun":
+        if self.partner is not None:
+            self.partner.network.to(scan.clean.device)
         return SimulatedRun(scan, self.context, self.data.sigmas[1], self.name, self.partner)
 
     def size(self, batch: SimulatedScans) -> float:

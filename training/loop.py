@@ -79,14 +79,14 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
     alike = ours == theirs or set(ours) < set(theirs) or (set(ours) > set(theirs) and "context" in metadata)
     if set(weights) == set(own) and alike:
         size = other.conv_in.weight.shape[1] // len(theirs)  # channels of one complex image
-        to, of = (
+        target, source = (
             torch.cat([size * names.index(name) + torch.arange(size) for name in ours if name in theirs])
             for names in (ours, theirs)
         )
         for name, value in weights.items():
             if own[name].shape != value.shape and value.ndim == 4 and value.shape[1] == size * len(theirs):
                 shape = (value.shape[0], size * len(ours), *value.shape[2:])
-                weights[name] = value.new_zeros(shape).index_copy(1, to, value[:, of])
+                weights[name] = value.new_zeros(shape).index_copy(1, target, value[:, source])
     if not alike or set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
         raise InputError(f"training.init: {path} has another architecture or context; give a matching model.")
     network.load_state_dict(weights)

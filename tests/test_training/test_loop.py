@@ -197,6 +197,7 @@ def test_bfloat16_learns_as_float32_does(tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=5e-3) and losses["bf16"] != losses["fp32"]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_data_made_beforehand_by_workers_are_the_same(tmp_path):
     runs = [training(tmp_path / str(workers), workers=workers) for workers in (0, 2)]
     for run in runs:
