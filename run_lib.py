@@ -45,6 +45,8 @@ from utils.settings import flat
 Tensor = torch.Tensor
 Priors = tuple[Prior, Prior]
 
+NOISE_IN_ERROR = 1.5  # squared error over the noise power of a noisy reference, up to which the noise explains it
+
 
 @dataclass(frozen=True)
 class Job:
@@ -201,10 +203,15 @@ def reconstruct_scan(
                 f"warning: the reconstruction is {gain:.3g} times as bright as the reference; psnr_common and nmse are "
                 "not corrected for that. Rescale the reference, or use psnr and ssim."
             )
-        if rows[-1]["psnr_common"] < rows[0]["psnr_common"]:
+        noise = problem.noise_std * problem.scale if reference.noisy else 0.0
+        explained = rows[-1]["nmse"] * truth.abs().square().mean().item() <= NOISE_IN_ERROR * noise**2
+        if rows[-1]["psnr_common"] < rows[0]["psnr_common"] and not explained:
             notes.append("warning: the result is worse than the zero-filled images; check how the scan was interpreted")
         if reference.noisy:
-            notes.append("the reference contains measurement noise, which limits the scores of every row")
+            notes.append(
+                "the reference contains measurement noise, which limits the scores of every row: noise that is removed "
+                "counts as error"
+            )
     print("\n".join(notes[len(problem.notes) :]))
     record = {
         "scan": scan.source.found,

@@ -138,11 +138,9 @@ def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Refer
         image = torch.polar(image.abs(), smooth_phase(len(image), image.shape[1], image.shape[2], intake.seed))
     # the noise of the images themselves belongs to what is to be reconstructed
     kspace, level = fft2c(image.to(torch.complex64))[:, None], (data.noise_std or 0.0) * gain
-    noise = "noise in these images counts as signal; --noise_std states its level"
-    if level:
-        noise = "these images are also the reference, so scores and error pictures count removed noise as error"
-    found = f"{stored}\n{noise}"
-    return _undersampled(intake, kspace, stored, Reference(image), found, noise_std=level, remarks=tuple(remarks))
+    found = str(stored) if level else f"{stored}\nnoise in these images counts as signal; --noise_std states its level"
+    reference = Reference(image, noisy=level > 0)
+    return _undersampled(intake, kspace, stored, reference, found, noise_std=level, remarks=tuple(remarks))
 
 
 def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Stored, Tensor]:

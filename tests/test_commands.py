@@ -96,6 +96,23 @@ def test_zeros_that_a_fourier_transform_rounded_are_zeros(tmp_path, frames, patt
     assert reference is not None and "retrospectively under-sampled by uniform, R = 4, 8 ACS" in full.source.found
 
 
+def test_noise_of_images_counts_as_signal_unless_its_level_is_given(tmp_path):
+    np.save(tmp_path / "images.npy", make_phantom(6, 64, 0).numpy())
+    scan, reference = scan_from_file(Intake(DataSettings()), tmp_path / "images.npy")
+    assert not reference.noisy and "--noise_std states its level" in scan.source.found
+    scan, reference = scan_from_file(Intake(DataSettings(noise_std=0.02)), tmp_path / "images.npy")
+    assert reference.noisy and "--noise_std" not in scan.source.found
+
+
+def test_noise_that_explains_the_error_is_no_reason_to_doubt_the_scan(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    image = make_phantom(6, 64, 0) + 0.3 * torch.randn(6, 64, 64, dtype=torch.complex64, generator=generator)
+    np.save(tmp_path / "images.npy", image.numpy())
+    flags = ["--data=images.npy", "--acceleration=2", "--acs=8", "--noise_std=0.3", "--out=out"]
+    said = command("PCsampling_demo_svd.py", *flags, cwd=tmp_path).stdout
+    assert "noise that is removed counts as error" in said and "worse than the zero-filled" not in said
+
+
 def test_shipped_checkpoints_and_the_embedded_heart(tmp_path):
     done = command("PCsampling_demo_svd.py", "--frames=5", "--size=64", "--out=out", cwd=tmp_path)
     assert "built-in heart phantom 0: 5 frames of 8 coils, 64×64" in done.stdout and "gldm" in done.stdout
