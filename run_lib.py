@@ -27,7 +27,7 @@ from mri.intake import acquire, scan_files
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.metrics import evaluate
 from mri.scan import Reference, Scan
-from reconstruction.notes import reference_notes
+from reconstruction.notes import reference_notes, score_notes
 from reconstruction.optimization_unit import expectation, run_optimization_unit, with_operator
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import MODELS, OUSettings, PrepareSettings, SamplingSettings
@@ -44,8 +44,6 @@ from utils.settings import flat
 
 Tensor = torch.Tensor
 Priors = tuple[Prior, Prior]
-
-NOISE_IN_ERROR = 1.5  # squared error over the noise power of a noisy reference, up to which the noise explains it
 
 
 @dataclass(frozen=True)
@@ -197,21 +195,8 @@ def reconstruct_scan(
         more = {"snr": problem.snr}
         notes += reference_notes(result.image, truth)
         rows = [{"method": m, **evaluate(x, truth), **more, "seconds": seconds[m]} for m, x in images.items()]
-        gain = (result.image.norm() / truth.norm()).item()
-        if not 0.5 < gain < 2:
-            notes.append(
-                f"warning: the reconstruction is {gain:.3g} times as bright as the reference; psnr_common and nmse are "
-                "not corrected for that. Rescale the reference, or use psnr and ssim."
-            )
         noise = problem.noise_std * problem.scale if reference.noisy else 0.0
-        explained = rows[-1]["nmse"] * truth.abs().square().mean().item() <= NOISE_IN_ERROR * noise**2
-        if rows[-1]["psnr_common"] < rows[0]["psnr_common"] and not explained:
-            notes.append("warning: the result is worse than the zero-filled images; check how the scan was interpreted")
-        if reference.noisy:
-            notes.append(
-                "the reference contains measurement noise, which limits the scores of every row: noise that is removed "
-                "counts as error"
-            )
+        notes += score_notes(result.image, truth, rows[0], rows[-1], noise)
     print("\n".join(notes[len(problem.notes) :]))
     record = {
         "scan": scan.source.found,

@@ -17,6 +17,8 @@ OTHERWISE = 0.5  # of the error of a reference as stored: one that fits so much 
 HUGE, MANY = 100, 10  # χ², and estimated over given σ, from which that is too small
 ALL_BUT = 0.99  # an error is not told to be lower by more: noise is subtracted from it
 
+NOISE_IN_ERROR = 1.5  # squared error over the noise power of a noisy reference, up to which the noise explains it
+
 
 def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
     if ou.after == "never":
@@ -116,5 +118,37 @@ def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:
             f"warning: the residual is {share:.1%} of the data, more than the noise explains: the coil maps do not "
             "fit, the noise level is wrong, or frames, coils or lines contradict each other (phase, sign, order, "
             "clipping). Look at the images; check the file of --maps if it was given, else try --maps espirit."
+        )
+    return notes
+
+
+def score_notes(
+    image: Tensor, truth: Tensor, zero_filled: dict[str, float], scores: dict[str, float], noise_std: float
+) -> list[str]:
+    """What is doubtful about a result that has a reference.
+
+    Parameters
+    ----------
+    image, truth
+        the result and its reference, `(frames, height, width)`.
+    zero_filled, scores
+        of the zero-filled images and of the result, see `mri.metrics.evaluate`.
+    noise_std
+        σ of a pixel of the reference, in its units; 0 if it has no noise of its own.
+    """
+    notes = []
+    gain = (image.norm() / truth.norm()).item()
+    if not 0.5 < gain < 2:
+        notes.append(
+            f"warning: the reconstruction is {gain:.3g} times as bright as the reference; psnr_common and nmse are "
+            "not corrected for that. Rescale the reference, or use psnr and ssim."
+        )
+    explained = scores["nmse"] * truth.abs().square().mean().item() <= NOISE_IN_ERROR * noise_std**2
+    if scores["psnr_common"] < zero_filled["psnr_common"] and not explained:
+        notes.append("warning: the result is worse than the zero-filled images; check how the scan was interpreted")
+    if noise_std:
+        notes.append(
+            "the reference contains measurement noise, which limits the scores of every row: noise that is removed "
+            "counts as error"
         )
     return notes
