@@ -28,7 +28,7 @@ from reconstruction.optimization_unit import (
 )
 from reconstruction.prepare import Problem, prepare
 from reconstruction.settings import OUSettings, PrepareSettings, SamplingSettings
-from reconstruction.uncertainty import likely_error
+from reconstruction.uncertainty import held_out_level, likely_error
 from sde_lib import VESDE
 from utils.errors import InputError
 
@@ -266,7 +266,9 @@ def reconstruct_problem(
                 used = [priors[step.prior] for step in schedule.steps]
                 passes = sum(prior.passes for prior in [*used, *tested])
         if without is not None and without is not result.start_without:
-            deviation = likely_error(x, without, result.image, problem.view_sharing(), problem.noise_std)
+            assert result.held_out is not None
+            error_power = held_out_level(problem, result.held_out, x, without)
+            deviation = likely_error(x, without, result.image, problem.view_sharing(), problem.noise_std, error_power)
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
         notes += report_notes(problem, result, without)

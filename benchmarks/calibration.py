@@ -2,8 +2,9 @@
 
 Reconstructs, sorts the pixels by their predicted error into ten groups of equal size, and compares in each group the
 root mean square of the prediction with that of the actual error. They should be equal. Also, of all pixels together:
-the rank correlation of prediction and error, and how reliably the prediction finds the 5 % of the pixels with the
-largest error (area under the ROC curve; 0.5 is chance).
+the rank correlation of prediction and error, in single pixels and in neighbourhoods of 3 × 3 (the prediction is a
+standard deviation; the error of one pixel is a single draw), and how reliably the prediction finds the 5 % of the
+pixels with the largest error (area under the ROC curve; 0.5 is chance).
 """
 
 import argparse
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import scipy.ndimage
 import scipy.stats
 import torch
 from matplotlib.ticker import NullFormatter
@@ -30,7 +32,8 @@ Tensor = torch.Tensor
 
 GROUPS = 10
 WORST = 0.05  # share of the pixels that a reader wants to be warned of
-COLUMNS = ("scan", "pattern", "acceleration", "noise", "group", "predicted", "error", "rank_correlation", "auc")
+COLUMNS = ("scan", "pattern", "acceleration", "noise", "group", "predicted", "error", "rank_correlation",
+           "rank_correlation_3x3", "auc")  # fmt: skip
 
 
 def calibration(error_std: np.ndarray, error: np.ndarray) -> list[dict[str, float]]:
@@ -43,13 +46,18 @@ def calibration(error_std: np.ndarray, error: np.ndarray) -> list[dict[str, floa
 
 
 def agreement(error_std: np.ndarray, error: np.ndarray) -> dict[str, float]:
-    """Spearman's rank correlation, and the area under the ROC curve of finding the pixels of largest error."""
+    """Spearman's rank correlation, pixel by pixel and with the root mean square of the error in the 3 × 3 pixels around
+    each, and the area under the ROC curve of finding the pixels of largest error; of `(frames, height, width)`.
+    """
+    around = scipy.ndimage.uniform_filter(np.square(error, dtype=np.float64), (1, 3, 3))
     ranks = scipy.stats.rankdata(error_std)
     worst = error.ravel() >= np.quantile(error, 1 - WORST)
     count, rest = worst.sum(), (~worst).sum()
     area = (ranks.ravel()[worst].sum() - count * (count + 1) / 2) / (count * rest)
-    correlation = np.corrcoef(ranks.ravel(), scipy.stats.rankdata(error).ravel())[0, 1]
-    return {"rank_correlation": float(correlation), "auc": float(area)}
+    pixels, neighbourhoods = (
+        np.corrcoef(ranks.ravel(), scipy.stats.rankdata(one).ravel())[0, 1] for one in (error, around)
+    )
+    return {"rank_correlation": float(pixels), "rank_correlation_3x3": float(neighbourhoods), "auc": float(area)}
 
 
 def _rms(values: np.ndarray) -> float:

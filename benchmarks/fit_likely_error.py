@@ -1,11 +1,13 @@
 """Fit the constants of the likely error: `python -m benchmarks.fit_likely_error --out DIR`.
 
-Simulates scans, reconstructs them as the cascade does, and fits GAIN, SPREAD and DISTANCE of
+Simulates scans, reconstructs them as the cascade does, and fits GAIN, SPREAD, DISTANCE and GAIN_SCATTERED of
 `reconstruction/uncertainty.py` by maximum likelihood. `benchmarks.calibration` judges them on other scans.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import scipy.optimize
@@ -26,7 +28,7 @@ from reconstruction.in_turn import cascade_in_turn
 from reconstruction.optimization_unit import run_optimization_unit, with_operator
 from reconstruction.prepare import prepare
 from reconstruction.settings import MODELS
-from reconstruction.uncertainty import DISTANCE, GAIN, SPREAD, evidence, modelled
+from reconstruction.uncertainty import DISTANCE, SPREAD, evidence, held_out_level, modelled
 from report.tables import markdown, write_csv
 from run_lib import Job
 from utils.errors import InputError, exit_on_input_error
@@ -38,7 +40,8 @@ PATTERNS = ("uniform", "uniform", "random", "radial")
 NOISE = (0.0, 0.0, 0.005, 0.01, 0.02)  # σ over the brightest pixel, known
 HEART_EVERY, HEART_COILS, HEART_NOISE = 5, (1, 4, 8), (0.0, 0.01, 0.02)  # every fifth is a heart, σ not known
 PIXELS = 6000  # drawn of each scan, so that all count alike
-COLUMNS = ("scene", "pattern", "acceleration", "noise", "coils", "rank_correlation", "auc", "within_1_5")
+COLUMNS = ("scene", "pattern", "acceleration", "noise", "coils", "rank_correlation", "rank_correlation_3x3", "auc",
+           "within_1_5")  # fmt: skip
 
 
 def simulate(number: int) -> tuple[Scan, Reference, dict]:
@@ -60,48 +63,86 @@ def simulate(number: int) -> tuple[Scan, Reference, dict]:
     return scan, Reference(image=image), said
 
 
-def observed(scan: Scan, reference: Reference, job: Job, priors: list) -> tuple[np.ndarray, ...] | None:
-    """Error and the powers of `evidence` of all pixels, in units of the scan's scale; None without held-out samples,
-    or where low rank along the motion is not the result.
+class Observed(NamedTuple):
+    """What is known of a reconstruction, in units of the scan's scale, and its error."""
+
+    error: np.ndarray
+    spread: np.ndarray
+    distance: np.ndarray  # squares, see `evidence`
+    level: float | None  # see `held_out_level`
+
+
+class Constants(NamedTuple):
+    gain: float
+    spread: float
+    distance: float
+    gain_scattered: float
+
+
+def observed(scan: Scan, reference: Reference, job: Job, priors: list) -> Observed | None:
+    """Error, and what the likely error is made from; None without held-out samples, or where low rank along the motion
+    is not the result.
     """
     problem = prepare(scan, job.prepare)
     result = run_optimization_unit(problem, with_operator(job.ou, "cascade"), job.seed)
     if result.halfway is None or result.without_held_out is None:
         return None
     followed = cascade_in_turn(problem, priors, result, job.seed)
-    assert followed.without is not None
+    assert followed.without is not None and result.held_out is not None
     powers = evidence(followed.image, followed.without, result.image, problem.view_sharing(), problem.noise_std)
+    level = held_out_level(problem, result.held_out, followed.image, followed.without)
     error = image_error(problem.finished(followed.image), problem.reference_image(reference), problem.model.coils)
-    return (error.numpy() / problem.scale, *(problem.finished(one).numpy() / problem.scale for one in powers))
+    maps = [error, *(problem.finished(one) for one in powers)]
+    return Observed(*(one.numpy().astype(np.float64) / problem.scale for one in maps), level)
 
 
-def fit(scans: list[tuple[np.ndarray, ...]], seed: int = 0) -> np.ndarray:
-    """Log GAIN, SPREAD and DISTANCE of largest likelihood: error² exponentially distributed about its prediction."""
+def predicted(scan: Observed, constants: Constants) -> np.ndarray:
+    """Squared error by these constants."""
+    gains = constants.gain, constants.gain_scattered
+    return modelled(scan.spread, scan.distance, scan.level, gains, constants.spread, constants.distance)
+
+
+def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
+    """The constants of largest likelihood: error² exponentially distributed about its prediction.
+
+    GAIN and the exponents are fitted to the scans of lines, GAIN_SCATTERED with these exponents to the others.
+
+    Raises
+    ------
+    InputError
+        without scans of either kind, or if the fit does not converge.
+    """
     rng = np.random.default_rng(seed)
     drawn = []
     for scan in scans:
-        chosen = rng.permutation(scan[0].size)[:PIXELS]
-        drawn.append([values.ravel()[chosen].astype(np.float64) for values in scan])
+        chosen = rng.permutation(scan.error.size)[:PIXELS]
+        drawn.append(Observed(*(values.ravel()[chosen] for values in scan[:3]), scan.level))
+    lines, scattered = ([one for one in drawn if (one.level is None) == single] for single in (False, True))
+    if not lines or not scattered:
+        missing = "single samples" if lines else "lines"
+        raise InputError(f"none of the {len(scans)} scans measured {missing}; give more --scenes.")
 
-    def surprise(constants: np.ndarray) -> float:
-        total = 0.0
-        for error, *powers in drawn:
-            expected = modelled(*powers, np.exp(constants[0]), *constants[1:])
-            total += np.mean(np.log(expected) + error**2 / expected)
-        return total / len(drawn)
+    def gain(group: list[Observed], exponents: np.ndarray) -> float:  # of largest likelihood: the mean ratio
+        ones = Constants(1.0, *exponents, 1.0)
+        return float(np.mean([np.mean(one.error**2 / predicted(one, ones)) for one in group]))
 
-    start = np.array([np.log(GAIN), SPREAD, DISTANCE])
-    steps = np.vstack([start, start + np.eye(3) / 4])
-    options = {"initial_simplex": steps, "maxiter": 1000, "xatol": 1e-3, "fatol": 1e-6}
+    def surprise(exponents: np.ndarray) -> float:
+        own = Constants(gain(lines, exponents), *exponents, 1.0)
+        expected = [(one.error**2, predicted(one, own)) for one in lines]
+        return float(np.mean([np.mean(np.log(mean) + square / mean) for square, mean in expected]))
+
+    start = np.array([SPREAD, DISTANCE])
+    options = {"initial_simplex": np.vstack([start, start + np.eye(2) / 4]), "maxiter": 1000, "xatol": 1e-3,
+               "fatol": 1e-6}  # fmt: skip
     found = scipy.optimize.minimize(surprise, start, method="Nelder-Mead", options=options)
     if not found.success:
         raise InputError(f"the fit to {len(scans)} scans does not converge; give more --scenes.")
-    return found.x
+    return Constants(gain(lines, found.x), *found.x.tolist(), gain(scattered, found.x))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_likely_error", description=__doc__.splitlines()[0])
-    parser.add_argument("--scenes", type=int, default=40, help="simulated scans to fit to (40)")
+    parser.add_argument("--scenes", type=int, default=80, help="simulated scans to fit to (80)")
     parser.add_argument("--out", required=True, help="folder for the results")
     parser.add_argument("--overwrite", action="store_true", help="replace the results in --out")
     flags = parser.parse_args()
@@ -122,13 +163,14 @@ def main() -> None:
     constants = fit(scans)
     halves = [fit(scans[first::2]) for first in (0, 1)]
     rows = []
-    for description, (error, *powers) in zip(said, scans, strict=True):
-        std = np.sqrt(modelled(*powers, np.exp(constants[0]), *constants[1:]))
-        ratios = [group["predicted"] / group["error"] for group in calibration(std, error)]
+    for description, scan in zip(said, scans, strict=True):
+        std = np.sqrt(predicted(scan, constants))
+        ratios = [group["predicted"] / group["error"] for group in calibration(std, scan.error)]
         within = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
-        rows.append({**description, **agreement(std, error), "within_1_5": f"{within}/{GROUPS}"})
+        rows.append({**description, **agreement(std, scan.error), "within_1_5": f"{within}/{GROUPS}"})
     fitted = "\n".join(
-        f"{name}: GAIN {np.exp(one[0]):.3f}, SPREAD {one[1]:.3f}, DISTANCE {one[2]:.3f}"
+        f"{name}: GAIN {one.gain:.3f}, SPREAD {one.spread:.3f}, DISTANCE {one.distance:.3f}, "
+        f"GAIN_SCATTERED {one.gain_scattered:.3f}"
         for name, one in zip(("all", "every other scan", "the others"), (constants, *halves), strict=True)
     )
     write_csv(out / "fit.csv", rows, COLUMNS)

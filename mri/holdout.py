@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mri.fourier import ifft2c
 from mri.masks import is_lines, lines_along_rows
 from mri.operators import ForwardModel
 from mri.weighting import RAMP_FILTER
@@ -15,6 +16,8 @@ SHARE = 0.05  # of the samples in each of the three sets
 FEWEST = 4  # lines (or 32 points) of a set; with fewer, nothing is held out
 LEAST_ERROR = 0.1  # share of the squared error at held-out samples that is no noise, from which noise is subtracted
 MOST_OF_COPIES = 0.6  # share of a frame's samples that may be left out because of its copies, or nothing is held out
+REPEATED, REPEATED_AFTER = 0.05, 3  # of the squared difference; frames from one heartbeat to the next, at least
+FIRST_RING = 4  # k-space samples: within, the error of all lines is taken to be alike
 CLEAR = 2.0  # standard errors by which the better of two images is better
 
 
@@ -41,10 +44,12 @@ class HeldOut:
     kept: Tensor
 
 
-def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
+def copies_of(measured: Tensor, mask: Tensor, noise_std: float = 0.0) -> Tensor:
     """Which frames are copies of which, as a cine whose heartbeat is repeated has them: boolean `(frames, frames)`.
 
-    Frames of k-space `(frames, coils, ky, kx)` are copies where all samples that both have are equal bit for bit.
+    Frames of k-space `(frames, coils, ky, kx)` are copies where all samples that both have are equal bit for bit, or
+    where the magnitudes of their images from the samples that all frames have (ACS lines) differ by less than
+    REPEATED of what either differs from the frames before and after: the heart is then in the same state.
     """
     frames = len(mask)
     found = torch.eye(frames, dtype=torch.bool, device=mask.device)
@@ -57,15 +62,31 @@ def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
                 if not same:
                     break
             found[one, other] = found[other, one] = same
-    return found
+    return found | _repeated(measured, mask, noise_std)
+
+
+def _repeated(measured: Tensor, mask: Tensor, noise_std: float) -> Tensor:
+    """Frames in the same state of motion, by the magnitudes of their images of low resolution; see `copies_of`."""
+    frames, common = len(mask), mask.all(dim=0)
+    if frames < 2 * REPEATED_AFTER or not common.any():
+        return torch.zeros(frames, frames, dtype=torch.bool, device=mask.device)
+    images = ifft2c(torch.where(common, measured, 0)).abs().flatten(1).double()
+    noise = noise_std**2 * measured.shape[1] * int(common.sum())  # of two magnitudes, half of the noise power each
+    apart = (torch.cdist(images, images).square() - noise).clamp(min=0)
+    place = torch.arange(frames, device=mask.device)
+    before, after = apart[place, place - 1], apart[place, (place + 1) % frames]
+    moved = (before + after) / 2
+    steps = (place - place[:, None]).abs()
+    far = torch.minimum(steps, frames - steps) >= REPEATED_AFTER  # a heart that stands still repeats nothing
+    return far & (apart < REPEATED * torch.minimum(moved, moved[:, None]))
 
 
 def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> HeldOut:
     """Draw the sets: whole sampled lines over all ky, or single samples where the mask is no lines.
 
-    Every frame keeps at least three quarters of its lines, and more are left out of `kept` where frames are `copies`
-    (see `copies_of`): what is held out of one must not be learned from another. With too few lines for three sets, or
-    where nothing is missing, all are empty.
+    Every frame keeps at least three quarters of its lines. What is held out of a frame must not be learned from its
+    `copies` (see `copies_of`): the same lines are held out of them where they have these, and what else one of them
+    holds out is left out of `kept`. With too few lines for three sets, or where nothing is missing, all are empty.
     """
     if (rows_first := lines_along_rows(mask)) is not mask:
         turned = hold_out_sets(rows_first, seed, copies)
@@ -73,11 +94,12 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
     generator = torch.Generator().manual_seed(seed)
     lines = is_lines(mask)
     places = mask.any(dim=-1) if lines else mask.flatten(1)  # (frames, ky) or (frames, ky·kx)
-    order = torch.rand(places.shape, generator=generator).to(mask.device).masked_fill(~places, math.inf)
+    alike = torch.arange(len(mask)) if copies is None else copies.int().argmax(dim=1).cpu()  # the first of its copies
+    order = torch.rand(places.shape, generator=generator)[alike].to(mask.device).masked_fill(~places, math.inf)
     rank = order.argsort(dim=1).argsort(dim=1)  # of a place within its frame, in random order
     count = places.sum(dim=1, keepdim=True)
     # a fraction of a line is held out in that fraction of the frames
-    chance = torch.rand(len(mask), 1, generator=generator).to(mask.device)
+    chance = torch.rand(len(mask), 1, generator=generator)[alike].to(mask.device)
     sets, most = [], (count // 4)
     for number in (1, 2, 3):
         upper = torch.minimum((number * SHARE * count + chance).floor().long(), most)
@@ -85,7 +107,8 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
         drawn = places & (rank >= lower) & (rank < upper)
         sets.append(mask & (drawn[:, :, None] if lines else drawn.reshape(mask.shape)))
     sizes = [int((one.any(dim=-1) if lines else one).sum()) for one in sets]
-    if mask.all() or min(sizes) < (FEWEST if lines else 8 * FEWEST):
+    still = copies is not None and bool(copies.all())  # nothing moves
+    if mask.all() or still or min(sizes) < (FEWEST if lines else 8 * FEWEST):
         sets = [torch.zeros_like(mask)] * 3
     held = sets[0] | sets[1] | sets[2]
     if copies is not None:
@@ -183,3 +206,36 @@ def missing_error(error: Tensor, held_out: Tensor, mask: Tensor, noise_std: floa
     level = (RAMP_FILTER.on(error).square() * power)[held_out].mean().clamp(min=0)
     falling = RAMP_FILTER.on(error).expand(mask.shape)[~mask].square().reciprocal().sum()
     return (level * falling / (2 * mask.numel())).sqrt().item()
+
+
+def missing_power(error: Tensor, held_out: Tensor, kept: Tensor, noise_power: float) -> float:
+    """Mean square per pixel of an image's error in all samples outside `kept`, for masks of lines.
+
+    A missing line is taken to be as wrong as the held-out ones at about the same distance to DC: within half an octave,
+    or the nearest for which a line is held out. Nothing is assumed of how the error falls with the distance, as in
+    `missing_error`.
+
+    Parameters
+    ----------
+    error
+        error of the k-space, complex `(frames, coils, ky, kx)`, of an image that has seen `kept` alone.
+    held_out, kept
+        boolean `(frames, ky, kx)`; whole lines along either axis.
+    noise_power
+        mean square of the noise of a sample, all coils together; it is subtracted.
+    """
+    power = error.abs().square().sum(dim=1)
+    if (rows_first := lines_along_rows(kept)) is not kept:
+        power, held_out, kept = power.mT, held_out.mT, rows_first
+    held, missing = held_out.any(dim=-1), ~kept.any(dim=-1)  # (frames, ky)
+    of_line = power.mean(dim=-1) - noise_power
+    distance = (torch.arange(kept.shape[1], device=kept.device) - kept.shape[1] // 2).abs()
+    ring = (2 * (distance / FIRST_RING).log2()).floor().add(1).clamp(min=0).long()  # -inf at DC
+    rings = ring.unique().tolist()
+    known = [one for one in rings if held[:, ring == one].any()]
+    total = 0.0
+    for one in rings:
+        like = min(known, key=lambda other: (abs(other - one), other))
+        mean = of_line[:, ring == like][held[:, ring == like]].mean().clamp(min=0).item()
+        total += mean * int(missing[:, ring == one].sum())
+    return total / missing.numel()

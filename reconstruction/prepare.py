@@ -80,7 +80,7 @@ class Problem:
 
     def held_out(self, seed: int) -> HeldOut:
         """The sets of samples to hold out, see `mri.holdout.hold_out_sets`; copies of frames are held out together."""
-        return hold_out_sets(self.model.mask, seed, copies_of(self.measured, self.model.mask))
+        return hold_out_sets(self.model.mask, seed, copies_of(self.measured, self.model.mask, self.noise_std))
 
     def restricted(self, kept: Tensor) -> "Problem":
         """The problem of the samples in `kept`, boolean `(frames, ky, kx)`."""

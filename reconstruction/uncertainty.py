@@ -3,24 +3,33 @@
 Three reconstructions of a scan are available at no extra cost: the final result, the OU alone, and the result without
 the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a
 bias common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a
-product of powers of the two.
+product of powers of the two; of lines, what the held-out samples say of the whole scan sets half of its level.
 """
 
 import torch
 from torch.nn.functional import avg_pool2d
 
+from mri.holdout import HeldOut, missing_power
+from reconstruction.optimization_unit import scattered
+from reconstruction.prepare import Problem
+
 Tensor = torch.Tensor
 
-# Fitted on 40 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
+# Fitted on 80 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
 # `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils;
 # benchmarks/results/calibration judges them on other scans.
-GAIN, SPREAD, DISTANCE = 0.47, 0.67, 0.21  # error² = GAIN · (spread²)^SPREAD · (distance²)^DISTANCE
+SPREAD, DISTANCE = 0.57, 0.20  # error² ~ (spread²)^SPREAD · (distance²)^DISTANCE
+GAIN, GAIN_SCATTERED = 0.36, 0.28  # times this: of lines, see `modelled`, and of single samples (radial)
 FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
 NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
-NOISE_LEFT = 0.5  # share of the noise power in the difference from view sharing; measured: 0.4 to 0.7
+NOISE_LEFT = 0.75  # share of the noise power in the difference from view sharing; measured: 0.4 to 0.7
+ESTIMATED = 0.75  # share of the noise power that is subtracted from held-out samples where σ is an upper bound
+LEAST = 0.25  # share of the squared error that is not blamed on the missing held-out samples, at least
 
 
-def likely_error(image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float) -> Tensor:
+def likely_error(
+    image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float, level: float | None = None
+) -> Tensor:
     """Standard deviation of the complex image error: real `(frames, height, width)`, of unit scale.
 
     Parameters
@@ -35,8 +44,25 @@ def likely_error(image: Tensor, without: Tensor, alone: Tensor, start: Tensor, n
         view sharing, the starting point of all three.
     noise_std
         noise σ per complex k-space sample, in units of the scan's scale.
+    level
+        mean squared error of `image` by the held-out samples, see `held_out_level`; None where it is not known.
     """
-    return modelled(*evidence(image, without, alone, start, noise_std)).sqrt()
+    return modelled(*evidence(image, without, alone, start, noise_std), level).sqrt()
+
+
+def held_out_level(problem: Problem, held_out: HeldOut, image: Tensor, without: Tensor) -> float | None:
+    """Mean squared error of `image` per pixel, from the error of `without` at all held-out samples.
+
+    Of single samples (radial) None: their neighbours in k-space tell too much of them. `image` has seen more samples;
+    what that changed is taken to be an error that it no longer has, up to 1 − LEAST of the squared error.
+    """
+    if scattered(problem):
+        return None
+    held = held_out.settings | held_out.admission | held_out.report
+    error = torch.where(held[:, None], problem.measured - problem.model.kspace(without), 0)
+    noise = (1.0 if problem.noise_known else ESTIMATED) * problem.noise_std**2 * problem.model.coils
+    power = missing_power(error, held, held_out.kept, noise)
+    return max(power - (image - without).abs().square().mean().item(), LEAST * power)
 
 
 def evidence(
@@ -53,9 +79,19 @@ def evidence(
     return spread, (_local_power(image - start) - NOISE_LEFT * noise_std**2).maximum(spread)
 
 
-def modelled(spread, distance, gain: float = GAIN, of_spread: float = SPREAD, of_distance: float = DISTANCE):
-    """Squared error from spread² and distance², tensors or arrays, of unit scale."""
-    return gain * (spread + FLOOR) ** of_spread * (distance + FLOOR) ** of_distance
+def modelled(
+    spread, distance, level: float | None, gains: tuple[float, float] = (GAIN, GAIN_SCATTERED),
+    of_spread: float = SPREAD, of_distance: float = DISTANCE,
+):  # fmt: skip
+    """Squared error from spread² and distance², tensors or arrays, of unit scale.
+
+    Their product of powers m says where the error is, and less well how large it is in the whole scan; `level` says
+    the latter alone, from few samples. So the mean is the geometric mean of those of m and `level`, if that is known.
+    """
+    shape = (spread + FLOOR) ** of_spread * (distance + FLOOR) ** of_distance
+    if level is None:
+        return gains[1] * shape
+    return gains[0] * shape * (max(level, FLOOR) / shape.mean()) ** 0.5
 
 
 def _local_power(difference: Tensor) -> Tensor:

@@ -4,24 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.fit_likely_error import fit, observed, simulate
+from benchmarks.fit_likely_error import Constants, Observed, fit, observed, predicted, simulate
 from configs.ve.cpu_demo import get_config
 from models.prior import load_shipped
 from mri.fourier import fft2c
 from mri.scan import Scan
 from reconstruction.settings import MODELS
-from reconstruction.uncertainty import modelled
 from run_lib import Job
+from utils.errors import InputError
 
 
 def test_known_constants_are_found():
     rng = np.random.default_rng(0)
-    known, scans = np.array([np.log(0.5), 0.6, 0.3]), []
-    for _ in range(4):
+    known, scans = Constants(0.5, 0.6, 0.3, 0.8), []
+    for level in (1e-3, 1e-5, 1e-4, None, None):
         spread, distance = 10 ** rng.uniform(-6, -2, (2, 8, 40, 40))
-        squared = modelled(spread, distance, 0.5, 0.6, 0.3) * rng.exponential(size=spread.shape)
-        scans.append((np.sqrt(squared), spread, distance))
+        one = Observed(spread, spread, distance, level)
+        scans.append(one._replace(error=np.sqrt(predicted(one, known) * rng.exponential(size=spread.shape))))
     assert fit(scans) == pytest.approx(known, abs=0.1)
+    for kind in (scans[:3], scans[3:]):
+        with pytest.raises(InputError, match="give more --scenes"):
+            fit(kind)
 
 
 @pytest.mark.parametrize("number,coils", [(1, {1}), (4, {1, 4, 8})])  # every fifth is a heart
@@ -37,7 +40,8 @@ def test_what_the_cascade_leaves_is_observed():
     config.sampling.sampler, config.ou.motion_steps = "cascade", 8
     scan, reference, _ = simulate(0)
     priors = [load_shipped(name, "cascade") for name in MODELS]
-    error, spread, distance = observed(scan, reference, Job.from_config(config, 0), priors)
+    error, spread, distance, level = observed(scan, reference, Job.from_config(config, 0), priors)
+    assert 0.3 < np.mean(error**2) / level < 3
     assert error.shape == spread.shape == distance.shape == reference.image.shape
     assert 0 < np.median(error) < 0.1 and 1.5 * spread.mean() < distance.mean()  # images are of unit scale
     full = Scan.from_arrays(fft2c(reference.image), torch.ones_like(scan.mask), noise_std=0.0)  # nothing to hold out

@@ -1,12 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.calibration import agreement, calibration
+from mri.fourier import ifft2c
+from mri.masks import make_mask
+from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, SamplingSettings
-from reconstruction.uncertainty import SPREAD, likely_error
+from reconstruction.uncertainty import SPREAD, held_out_level, likely_error
 from sampling import reconstruct_problem
 from tests.conftest import simple_scan
 
@@ -57,11 +62,41 @@ def test_the_likely_error_is_where_the_error_is(context_priors):
     assert 0.4 < ratio < 2.5
 
 
+@pytest.mark.parametrize("coils,noise_std", [(1, 0.0), (1, 0.01), (3, 0.01)])
+def test_the_level_is_that_of_the_error_left(coils, noise_std):
+    """Images that are wrong where the samples of each are missing, at random."""
+    heart = simulate_scan("heart", 16, 64, 0, coils, 0.0)
+    generator = torch.Generator().manual_seed(0)
+    mask = make_mask("uniform", (16, 64, 64), 6, 8)
+    problem = prepare(Scan.from_arrays(heart.kspace, mask, coil_maps=heart.maps, noise_std=noise_std))
+    truth, wrong = heart.image / problem.scale, torch.randn(16, 64, 64, dtype=torch.complex64, generator=generator)
+    noise = problem.noise_std * torch.randn(problem.measured.shape, dtype=torch.complex64, generator=generator)
+    problem = replace(problem, measured=torch.where(mask[:, None], problem.model.kspace(truth) + noise, 0))
+    held_out = problem.held_out(0)
+    images = [truth + ifft2c(torch.where(seen, 0, 0.02 * wrong)) for seen in (mask, held_out.kept)]
+    level = held_out_level(problem, held_out, *images)
+    assert level == pytest.approx((images[0] - truth).abs().square().mean().item(), rel=0.3)
+    spokes = replace(problem, model=replace(problem.model, mask=make_mask("radial", (16, 64, 64), 6, 0)))
+    assert held_out_level(spokes, spokes.held_out(0), *images) is None
+
+
+def test_half_of_the_level_is_that_of_the_held_out_samples():
+    image, generator = torch.zeros(4, 32, 32, dtype=torch.complex64), torch.Generator().manual_seed(0)
+    other = 0.01 * torch.randn(image.shape, dtype=torch.complex64, generator=generator)
+    low, high = (likely_error(image, other, image, 3 * other, 0.0, level) for level in (1e-4, 1e-2))
+    assert torch.allclose(high / low, torch.tensor(100**0.25))
+    assert low.square().mean().sqrt().item() == pytest.approx(0.01, rel=0.9)
+
+
 def test_agreement_of_known_maps():
     rng = np.random.default_rng(0)
     error = rng.uniform(0, 1, (4, 32, 32))
-    assert agreement(error**2, error) == {"rank_correlation": pytest.approx(1), "auc": pytest.approx(1)}
-    assert agreement(-error, error) == {"rank_correlation": pytest.approx(-1), "auc": pytest.approx(0)}
+    for sign, rank, area in ((1, 1, 1), (-1, -1, 0)):
+        found = agreement(sign * error**2, error)
+        assert found["rank_correlation"] == pytest.approx(rank) and found["auc"] == pytest.approx(area)
+    deviation = np.broadcast_to(np.linspace(1, 3, 32), error.shape)  # exactly right, yet single draws rank poorly
+    found = agreement(deviation, deviation * rng.standard_normal(error.shape))
+    assert found["rank_correlation"] < 0.5 and found["rank_correlation_3x3"] > 0.7
     chance = agreement(rng.uniform(0, 1, error.shape), error)
     assert abs(chance["rank_correlation"]) < 0.06 and abs(chance["auc"] - 0.5) < 0.1
 
