@@ -17,6 +17,7 @@ FEWEST = 4  # lines (or 32 points) of a set; with fewer, nothing is held out
 LEAST_ERROR = 0.1  # share of the squared error at held-out samples that is no noise, from which noise is subtracted
 MOST_OF_COPIES = 0.6  # share of a frame's samples that may be left out because of its copies, or nothing is held out
 REPEATED, REPEATED_AFTER = 0.05, 3  # of the squared difference; frames from one heartbeat to the next, at least
+CERTAIN = 4.0  # standard deviations of the noise by which frames must differ from those before and after
 FIRST_RING = 4  # k-space samples: within, the error of all lines is taken to be alike
 CLEAR = 2.0  # standard errors by which the better of two images is better
 
@@ -44,12 +45,10 @@ class HeldOut:
     kept: Tensor
 
 
-def copies_of(measured: Tensor, mask: Tensor, noise_std: float = 0.0) -> Tensor:
-    """Which frames are copies of which, as a cine whose heartbeat is repeated has them: boolean `(frames, frames)`.
+def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
+    """Which frames are copies of which, as a film repeated to fill a scan has them: boolean `(frames, frames)`.
 
-    Frames of k-space `(frames, coils, ky, kx)` are copies where all samples that both have are equal bit for bit, or
-    where the magnitudes of their images from the samples that all frames have (ACS lines) differ by less than
-    REPEATED of what either differs from the frames before and after: the heart is then in the same state.
+    Frames of k-space `(frames, coils, ky, kx)` are copies where all samples that both have are equal bit for bit.
     """
     frames = len(mask)
     found = torch.eye(frames, dtype=torch.bool, device=mask.device)
@@ -62,31 +61,52 @@ def copies_of(measured: Tensor, mask: Tensor, noise_std: float = 0.0) -> Tensor:
                 if not same:
                     break
             found[one, other] = found[other, one] = same
-    return found | _repeated(measured, mask, noise_std)
+    return found
 
 
-def _repeated(measured: Tensor, mask: Tensor, noise_std: float) -> Tensor:
-    """Frames in the same state of motion, by the magnitudes of their images of low resolution; see `copies_of`."""
+def repeats_of(measured: Tensor, mask: Tensor, noise_std: float) -> Tensor:
+    """Which frames see the same state of motion, as in a scan of several heartbeats: boolean `(frames, frames)`.
+
+    Compared are the magnitudes of the images from the samples that all frames have (ACS lines), each frame with norm 1.
+    Frames are alike if these differ, squared, by less than REPEATED of what separates either from the frames before and
+    after, and if this is more than noise. Breathing between the heartbeats can hide a repeat.
+
+    Parameters
+    ----------
+    measured, mask
+        k-space `(frames, coils, ky, kx)` and boolean `(frames, ky, kx)`.
+    noise_std
+        σ of a complex sample.
+    """
     frames, common = len(mask), mask.all(dim=0)
-    if frames < 2 * REPEATED_AFTER or not common.any():
-        return torch.zeros(frames, frames, dtype=torch.bool, device=mask.device)
-    images = ifft2c(torch.where(common, measured, 0)).abs().flatten(1).double()
-    noise = noise_std**2 * measured.shape[1] * int(common.sum())  # of two magnitudes, half of the noise power each
-    apart = (torch.cdist(images, images).square() - noise).clamp(min=0)
+    alike = torch.eye(frames, dtype=torch.bool, device=mask.device)
+    rows, columns = (common.any(dim=axis).nonzero().flatten() for axis in (1, 0))
+    if frames < 2 * REPEATED_AFTER or min(len(rows), len(columns)) < FEWEST:
+        return alike
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    centre = torch.where(common, measured, 0)[..., box[0], box[1]]
+    images = ifft2c(centre).abs().flatten(1).double()
+    scale = images.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    apart = torch.cdist(images / scale, images / scale).square()
+    # each magnitude has half of the noise power; the sum over n samples has a standard deviation of √(2/n) of its mean
+    count = int(common.sum()) * measured.shape[1]
+    noise = noise_std**2 * count * (scale**-2 + scale.mT**-2) / 2
+    apart = apart - noise
     place = torch.arange(frames, device=mask.device)
-    before, after = apart[place, place - 1], apart[place, (place + 1) % frames]
-    moved = (before + after) / 2
+    moved = (apart[place, place - 1] + apart[place, (place + 1) % frames]) / 2
+    moved = torch.minimum(moved, moved[:, None])
     steps = (place - place[:, None]).abs()
-    far = torch.minimum(steps, frames - steps) >= REPEATED_AFTER  # a heart that stands still repeats nothing
-    return far & (apart < REPEATED * torch.minimum(moved, moved[:, None]))
+    later = torch.minimum(steps, frames - steps) >= REPEATED_AFTER  # neighbours in time are alike in diastole
+    return alike | (later & (apart < REPEATED * moved) & (moved > CERTAIN * math.sqrt(2 / count) * noise))
 
 
 def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> HeldOut:
     """Draw the sets: whole sampled lines over all ky, or single samples where the mask is no lines.
 
     Every frame keeps at least three quarters of its lines. What is held out of a frame must not be learned from its
-    `copies` (see `copies_of`): the same lines are held out of them where they have these, and what else one of them
-    holds out is left out of `kept`. With too few lines for three sets, or where nothing is missing, all are empty.
+    `copies` (see `copies_of`, `repeats_of`): they draw lines in the same order, so that frames of the same lines hold
+    out the same, and what any of them holds out is left out of `kept`. With too few lines for three sets, where nothing
+    is missing, or where copies leave out too much, all are empty.
     """
     if (rows_first := lines_along_rows(mask)) is not mask:
         turned = hold_out_sets(rows_first, seed, copies)
@@ -94,7 +114,10 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
     generator = torch.Generator().manual_seed(seed)
     lines = is_lines(mask)
     places = mask.any(dim=-1) if lines else mask.flatten(1)  # (frames, ky) or (frames, ky·kx)
-    alike = torch.arange(len(mask)) if copies is None else copies.int().argmax(dim=1).cpu()  # the first of its copies
+    alike = torch.arange(len(mask))
+    if copies is not None:
+        copies = _connected(copies)
+        alike = copies.int().argmax(dim=1).cpu()  # the first of its copies
     order = torch.rand(places.shape, generator=generator)[alike].to(mask.device).masked_fill(~places, math.inf)
     rank = order.argsort(dim=1).argsort(dim=1)  # of a place within its frame, in random order
     count = places.sum(dim=1, keepdim=True)
@@ -116,6 +139,14 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
         if (held.flatten(1).sum(dim=1) > MOST_OF_COPIES * mask.flatten(1).sum(dim=1)).any():
             held, sets = torch.zeros_like(mask), [torch.zeros_like(mask)] * 3
     return HeldOut(sets[0], sets[1], sets[2], mask & ~held)
+
+
+def _connected(copies: Tensor) -> Tensor:
+    """Copies of copies are copies."""
+    found = copies
+    for _ in range(len(copies).bit_length()):
+        found = (found.float() @ found.float()) > 0
+    return found
 
 
 @dataclass(frozen=True)
@@ -209,7 +240,7 @@ def missing_error(error: Tensor, held_out: Tensor, mask: Tensor, noise_std: floa
 
 
 def missing_power(error: Tensor, held_out: Tensor, kept: Tensor, noise_power: float) -> float:
-    """Mean square per pixel of an image's error in all samples outside `kept`, for masks of lines.
+    """Mean square per pixel of an image's error in the samples outside `kept`, for masks of lines.
 
     A missing line is taken to be as wrong as the held-out ones at about the same distance to DC: within half an octave,
     or the nearest for which a line is held out. Nothing is assumed of how the error falls with the distance, as in
@@ -218,24 +249,29 @@ def missing_power(error: Tensor, held_out: Tensor, kept: Tensor, noise_power: fl
     Parameters
     ----------
     error
-        error of the k-space, complex `(frames, coils, ky, kx)`, of an image that has seen `kept` alone.
+        error of the k-space at `held_out`, else 0: complex `(frames, coils, ky, kx)`, of an image that has seen `kept`
+        alone.
     held_out, kept
-        boolean `(frames, ky, kx)`; whole lines along either axis.
+        boolean `(frames, ky, kx)`; lines along either axis, whole or of a partial echo; some are held out.
     noise_power
-        mean square of the noise of a sample, all coils together; it is subtracted.
+        mean square of the noise of a sample, all coils together. It is subtracted, unless it makes up nearly all of the
+        error: then LEAST_ERROR of that is left.
     """
     power = error.abs().square().sum(dim=1)
     if (rows_first := lines_along_rows(kept)) is not kept:
         power, held_out, kept = power.mT, held_out.mT, rows_first
-    held, missing = held_out.any(dim=-1), ~kept.any(dim=-1)  # (frames, ky)
-    of_line = power.mean(dim=-1) - noise_power
     distance = (torch.arange(kept.shape[1], device=kept.device) - kept.shape[1] // 2).abs()
     ring = (2 * (distance / FIRST_RING).log2()).floor().add(1).clamp(min=0).long()  # -inf at DC
-    rings = ring.unique().tolist()
-    known = [one for one in rings if held[:, ring == one].any()]
-    total = 0.0
-    for one in rings:
+    sums, held, missing = (
+        torch.zeros(int(ring.max()) + 1, dtype=torch.double, device=kept.device).index_add_(
+            0, ring, one.sum(dim=(0, 2), dtype=torch.double)
+        ).tolist()
+        for one in (power, held_out, ~kept)
+    )  # fmt: skip
+    known = [one for one, count in enumerate(held) if count]
+    total = noise = 0.0
+    for one, count in enumerate(missing):
         like = min(known, key=lambda other: (abs(other - one), other))
-        mean = of_line[:, ring == like][held[:, ring == like]].mean().clamp(min=0).item()
-        total += mean * int(missing[:, ring == one].sum())
-    return total / missing.numel()
+        total += count * sums[like] / held[like]
+        noise += count * noise_power
+    return max(total - noise, LEAST_ERROR * total) / kept.numel()

@@ -24,7 +24,15 @@ from mri.holdout import fitted_step, improvement, missing_error
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.lowrank.along_motion import Schedule as LowRankSchedule
 from reconstruction.calibration import Schedule
-from reconstruction.optimization_unit import FLOOR, OUResult, images_of, last_noise, motion_schedule, scattered
+from reconstruction.optimization_unit import (
+    FLOOR,
+    OUResult,
+    images_of,
+    last_noise,
+    motion_schedule,
+    put_back,
+    scattered,
+)
 from reconstruction.prepare import Problem
 from utils.threads import beside, leave_if_stopped
 
@@ -37,12 +45,16 @@ ERROR_SHARE = 0.5  # first σ, of the held-out error, 1.5 to 2.7 times the true 
 STEP_SIZE = 0.6  # how far a prior is followed: wholly, it smooths (benchmarks/results/priors.md)
 GENTLE = 0.007  # above this σ the step size falls as 1/σ: the more noise, the more the prior smooths
 # Noise levels of the low rank between the priors, relative to the OU alone. The priors remove part of the noise, so
-# less shrinkage is needed; without noise they restore detail, so more is tolerable (benchmarks/results/priors.md)
-WITH_NOISE, WITHOUT_NOISE = 0.85, 1.1
+# less shrinkage is needed; where there is none they restore detail, so more is tolerable (…/results/priors.md)
+WITH_NOISE, WITHOUT_NOISE = 0.85, 1.4
+FEW = 2.0  # last levels: where the OU leaves an error no larger than this, more shrinkage would add to it
 # The phase of what the networks see is turned by the golden angle from one turn to the next. Real and imaginary part
 # are two channels to them; a part of their error depends on the phase, which is arbitrary, and partly cancels this way
 # (Terris et al. 2024, "Equivariant plug-and-play image reconstruction"). 137.5°, not the 111.25° of radial sampling.
 ROTATION = math.pi * (3 - math.sqrt(5))
+# Where noise lets no samples be put back, the result is the mean of the images whose ν is at most this much above the
+# last: what the priors, followed at every second step, and shifts of the patches add at random is averaged
+TAIL = 0.15  # less where some are put back, 0 without noise; chosen in benchmarks/results/priors.md
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
 PASSES = 40  # per frame: after a rejection a further trial is made only if it and the final run fit within
@@ -76,16 +88,18 @@ def noise_levels(schedule: LowRankSchedule, steps: list[int], error_std: float =
     }
 
 
-def schedule_with_priors(schedule: LowRankSchedule, problem: Problem) -> LowRankSchedule:
+def schedule_with_priors(schedule: LowRankSchedule, problem: Problem, error_std: float) -> LowRankSchedule:
     """Noise levels of the OU's steps between the priors: those of `schedule` times a factor.
 
-    The factor is WITHOUT_NOISE without measurement noise and falls towards WITH_NOISE; it is almost there once the
-    noise sets the last level to five times FLOOR. Noise already present in the images of a simulated scan counts as
-    signal. For scattered samples (radial) the levels are not raised: doing so cost 0.1 dB on the rat.
+    Without any noise it is WITHOUT_NOISE. It is nearer to 1 where images bring noise along, which counts as signal and
+    ends the schedule early, or where the OU alone leaves an error per real channel, `error_std`, near the last level;
+    and 1 for scattered samples (radial), where more cost 0.1 dB on the rat. With measurement noise it falls towards
+    WITH_NOISE, and is almost there once that noise sets the last level to five times FLOOR.
     """
+    raise_by = (WITHOUT_NOISE - 1) * (FLOOR / schedule.last) ** 2
+    raise_by *= 0.0 if scattered(problem) else max(0.0, 1 - (FEW * schedule.last / max(error_std, 1e-9)) ** 2)
     clean = (FLOOR / max(FLOOR, last_noise(problem))) ** 2
-    raised = 1.0 if scattered(problem) else WITHOUT_NOISE
-    factor = WITH_NOISE + (raised - WITH_NOISE) * clean
+    factor = WITH_NOISE + (1 + raise_by - WITH_NOISE) * clean
     return replace(schedule, first=factor * schedule.first, last=factor * schedule.last)
 
 
@@ -123,11 +137,13 @@ def follow_priors(
 
 
 def solve_in_turn(
-    problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, error_std: float, seed: int,
+    problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, errors: tuple[float, float], seed: int,
     bar: tqdm | None = None,
 ) -> tuple[Tensor, list[dict[str, float]]]:
-    """The later half of the OU's steps from the state `halfway` (held-out error `error_std`), with the priors and the
-    noise levels of `schedule_with_priors`.
+    """The later half of the OU's steps from the state `halfway`, with the priors and the noise levels of
+    `schedule_with_priors`. With noise the images of the last steps are averaged, see `TAIL`.
+
+    `errors`: held-out error of the OU per real channel, halfway and at its end.
 
     Returns
     -------
@@ -135,16 +151,17 @@ def solve_in_turn(
     """
     schedule = motion_schedule(problem, result.settings.motion_steps)
     taken: list[dict[str, float]] = []
-    follow = follow_priors(priors, schedule, problem.periodic, error_std, bar, taken)
+    follow = follow_priors(priors, schedule, problem.periodic, errors[0], bar, taken)
     steps = motion_low_rank(
         halfway, problem.model, problem.measured, result.settings.motion_patches,
-        schedule_with_priors(schedule, problem), problem.periodic, seed, follow, schedule.steps // 2,
+        schedule_with_priors(schedule, problem, errors[1]), problem.periodic, seed, follow, schedule.steps // 2,
     )  # fmt: skip
-    last = halfway
-    for state in steps:
+    total, count = torch.zeros_like(halfway.low_rank), 0
+    for step, state in enumerate(steps, schedule.steps // 2):
         leave_if_stopped()
-        last = state
-    return images_of(problem, last), taken
+        if schedule.noise(step) <= (1 + TAIL * (1 - put_back(problem))) * schedule.noise(schedule.steps - 1):
+            total, count = total + images_of(problem, state), count + 1
+    return total / count, taken
 
 
 @dataclass(frozen=True)
@@ -224,10 +241,13 @@ def cascade_in_turn(
     held, unit = result.held_out.admission | result.held_out.settings, result.without_held_out
     reduced = problem.restricted(result.held_out.kept)
     # if σ is only an upper bound, too much may be subtracted; the thresholds alone then set the noise levels
-    error_std = held_out_error(problem, held, result.halfway_without.low_rank, problem.noise_std)
+    middle, end = (
+        held_out_error(problem, held, image, problem.noise_std) for image in (result.halfway_without.low_rank, unit)
+    )
 
     def solve(one: Problem, places: tuple[int, ...], halfway: Iterate) -> tuple[Tensor, list[dict[str, float]]]:
-        image, taken = solve_in_turn(one, [priors[place] for place in places], result, halfway, error_std, seed, bar)
+        own = [priors[place] for place in places]
+        image, taken = solve_in_turn(one, own, result, halfway, (middle, end), seed, bar)
         return image, [{**step, "prior": places[int(step["prior"])]} for step in taken]
 
     schedules = [motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem)]

@@ -9,7 +9,7 @@ import torch
 from mri import coils
 from mri.checks import edge_remarks, without_spikes
 from mri.fourier import ifft2c
-from mri.holdout import HeldOut, copies_of, hold_out_sets
+from mri.holdout import HeldOut, copies_of, hold_out_sets, repeats_of
 from mri.masks import lines_along_rows
 from mri.noise import estimate_noise_std, std_of
 from mri.operators import ForwardModel
@@ -79,8 +79,14 @@ class Problem:
         return self.noise_std if self.noise_known else 0.0
 
     def held_out(self, seed: int) -> HeldOut:
-        """The sets of samples to hold out, see `mri.holdout.hold_out_sets`; copies of frames are held out together."""
-        return hold_out_sets(self.model.mask, seed, copies_of(self.measured, self.model.mask, self.noise_std))
+        """The sets of samples to hold out, see `mri.holdout.hold_out_sets`.
+
+        Frames that are copies or repeats of each other are held out together; repeats only if that leaves enough.
+        """
+        mask = self.model.mask
+        copies = copies_of(self.measured, mask)
+        found = hold_out_sets(mask, seed, copies | repeats_of(self.measured, mask, self.noise_std))
+        return found if found.settings.any() else hold_out_sets(mask, seed, copies)
 
     def restricted(self, kept: Tensor) -> "Problem":
         """The problem of the samples in `kept`, boolean `(frames, ky, kx)`."""

@@ -3,7 +3,7 @@
 Three reconstructions of a scan are available at no extra cost: the final result, the OU alone, and the result without
 the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a
 bias common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a
-product of powers of the two; of lines, what the held-out samples say of the whole scan sets half of its level.
+product of powers of the two; for lines, its level is halfway, on a logarithmic scale, to that of the held-out samples.
 """
 
 import torch
@@ -18,11 +18,11 @@ Tensor = torch.Tensor
 # Fitted on 80 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
 # `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils;
 # benchmarks/results/calibration judges them on other scans.
-SPREAD, DISTANCE = 0.57, 0.20  # error² ~ (spread²)^SPREAD · (distance²)^DISTANCE
-GAIN, GAIN_SCATTERED = 0.36, 0.28  # times this: of lines, see `modelled`, and of single samples (radial)
+SPREAD, DISTANCE = 0.55, 0.18  # error² ~ (spread²)^SPREAD · (distance²)^DISTANCE
+GAIN, GAIN_SCATTERED = 0.29, 0.19  # times this: of lines, see `modelled`, and of single samples (radial)
 FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
 NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
-NOISE_LEFT = 0.75  # share of the noise power in the difference from view sharing; measured: 0.4 to 0.7
+NOISE_LEFT = 0.75  # share of the noise power taken from distance²: it brings 0.4 to 0.7, and somewhat more fits better
 ESTIMATED = 0.75  # share of the noise power that is subtracted from held-out samples where σ is an upper bound
 LEAST = 0.25  # share of the squared error that is not blamed on the missing held-out samples, at least
 
@@ -45,13 +45,14 @@ def likely_error(
     noise_std
         noise σ per complex k-space sample, in units of the scan's scale.
     level
-        mean squared error of `image` by the held-out samples, see `held_out_level`; None where it is not known.
+        mean squared error of the missing samples by the held-out ones, see `held_out_level`; None where not known.
     """
     return modelled(*evidence(image, without, alone, start, noise_std), level).sqrt()
 
 
 def held_out_level(problem: Problem, held_out: HeldOut, image: Tensor, without: Tensor) -> float | None:
-    """Mean squared error of `image` per pixel, from the error of `without` at all held-out samples.
+    """Mean squared error per pixel of `image` in the samples that are missing, from the error of `without` at all
+    held-out samples. Errors in measured samples, which remain where they are not put back, are not in it.
 
     Of single samples (radial) None: their neighbours in k-space tell too much of them. `image` has seen more samples;
     what that changed is taken to be an error that it no longer has, up to 1 − LEAST of the squared error.

@@ -243,6 +243,8 @@ class SimulatedRun:
         state of the OU alone before each of the turns.
     without
         its images after each step of the later half, `(frames, height, width)`.
+    left
+        error per real channel of the last of them.
     """
 
     @torch.no_grad()
@@ -266,6 +268,7 @@ class SimulatedRun:
                 self.without[step] = images_of(self.problem, state)
         # σ begins no higher than the network will be used at
         self.error_std = min(scan.estimate[0].item() * error, sigma_max / ERROR_SHARE)
+        self.left = (self.without[self.schedule.steps - 1] - scan.clean).abs().square().mean().div(2).sqrt().item()
 
     def own_turns(self) -> list[int]:
         """The OU steps after which the network is applied in a reconstruction."""
@@ -312,7 +315,7 @@ class SimulatedRun:
         follow = follow_priors(priors, self.schedule, problem.periodic, self.error_std)
         return motion_low_rank(
             state, problem.model, problem.measured, OUSettings().motion_patches,
-            schedule_with_priors(self.schedule, problem), problem.periodic, 0, follow, first,
+            schedule_with_priors(self.schedule, problem, self.left), problem.periodic, 0, follow, first,
         )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from models.ncsnpp import NCSNpp
 from models.prior import Prior
 from mri.fourier import fft2c, ifft2c
 from mri.holdout import improvement
-from mri.lowrank.along_motion import Schedule
+from mri.lowrank.along_motion import Schedule, motion_low_rank
 from mri.masks import make_mask
 from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
@@ -21,11 +21,13 @@ from mri.weighting import RAMP_FILTER
 from reconstruction.calibration import Schedule as Decision
 from reconstruction.in_turn import (
     ERROR_SHARE,
+    FEW,
     GENTLE,
     NOISE_SHARE,
     REACH,
     ROTATION,
     STEP_SIZE,
+    TAIL,
     WITH_NOISE,
     WITHOUT_NOISE,
     cascade_in_turn,
@@ -34,12 +36,13 @@ from reconstruction.in_turn import (
     how_far,
     noise_levels,
     schedule_with_priors,
+    solve_in_turn,
     step_size,
     turns,
     within_reach,
 )
 from reconstruction.notes import priors_note
-from reconstruction.optimization_unit import FLOOR, motion_schedule, run_optimization_unit
+from reconstruction.optimization_unit import FLOOR, images_of, motion_schedule, run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
 
@@ -100,6 +103,25 @@ def test_gm_first_then_lm_over_the_later_half():
     assert order == [0] + [1] * 9
     assert set(turns(Schedule(0.1, 0.01, 40), 1).values()) == {0}
     assert [place for _, place in sorted(turns(Schedule(0.1, 0.01, 64), 3).items())] == [0, 0, 1, 1] + [2] * 12
+
+
+@pytest.mark.parametrize("noise_std,known,tail", [(0.0, True, 0.0), (0.1, True, TAIL), (0.1, False, 0.8 * TAIL)])
+def test_with_noise_the_last_steps_are_averaged(problem, network, noise_std, known, tail):
+    """Over a smaller range where σ is an upper bound, and a fifth of the samples is put back."""
+    found, truth = problem
+    found = replace(found, noise_std=noise_std, noise_known=known)
+    ou, count = run_optimization_unit(found, replace(OU, motion_steps=24)), 24
+    prior, schedule = Known(network, truth.mT if found.turned else truth, 0.5, []), motion_schedule(found, count)
+    steps = motion_low_rank(
+        ou.halfway, found.model, found.measured, OU.motion_patches, schedule_with_priors(schedule, found, 0.01),
+        found.periodic, 0, follow_priors([prior], schedule, found.periodic), count // 2,
+    )  # fmt: skip
+    images = [images_of(found, state) for state in steps]
+    limit = (1 + tail) * schedule.noise(count - 1)
+    averaged = [image for step, image in enumerate(images, count // 2) if schedule.noise(step) <= 1.0001 * limit]
+    image, _ = solve_in_turn(found, [prior], ou, ou.halfway, (0.0, 0.01), 0)
+    assert (len(averaged) > 1) == (noise_std > 0) and len(averaged) < count // 2
+    assert torch.allclose(image, torch.stack(averaged).mean(0), atol=1e-6)
 
 
 def test_side_by_side_as_one_after_the_other(problem, network):
@@ -192,18 +214,25 @@ def test_the_noise_level_begins_with_the_held_out_error_and_ends_with_the_thresh
 
 
 def test_thresholds_between_priors_are_lower_with_noise_and_higher_without(problem):
-    found, schedule = problem[0], Schedule(0.05, 0.002, 40)
+    found, schedule, error = problem[0], Schedule(0.05, FLOOR, 40), 1.0
     clean = replace(found, noise_std=0.0)
-    assert schedule_with_priors(schedule, clean) == Schedule(WITHOUT_NOISE * 0.05, WITHOUT_NOISE * 0.002, 40)
+    raised = schedule_with_priors(schedule, clean, error)
+    assert (raised.first, raised.last) == pytest.approx((WITHOUT_NOISE * 0.05, WITHOUT_NOISE * FLOOR), rel=1e-4)
     noisy = replace(found, noise_std=1.0)
-    assert schedule_with_priors(schedule, noisy).last == pytest.approx(WITH_NOISE * 0.002, rel=1e-3)
+    assert schedule_with_priors(schedule, noisy, error).last == pytest.approx(WITH_NOISE * FLOOR, rel=1e-3)
     some = [replace(clean, noise_std=by * FLOOR) for by in (4, 8, 16, 32)]
-    shares = [schedule_with_priors(schedule, one).last / 0.002 for one in (clean, *some, noisy)]
+    shares = [schedule_with_priors(schedule, one, error).last / FLOOR for one in (clean, *some, noisy)]
     assert all(one > two for one, two in pairwise(shares))
-    # noise already present in simulated images counts as signal
-    assert schedule_with_priors(schedule, replace(clean, noise_bound=0.1)) == schedule_with_priors(schedule, clean)
+    # noise that images bring along counts as signal: the factor is 1 where it ends the schedule early
+    early = replace(schedule, last=5 * FLOOR)
+    assert schedule_with_priors(early, clean, error).last == pytest.approx(early.last, rel=0.02)
+    assert schedule_with_priors(early, replace(clean, noise_bound=0.1), error).last >= early.last
+    # and where hardly any error is left
+    assert schedule_with_priors(schedule, clean, FEW * FLOOR) == schedule
+    between = schedule_with_priors(schedule, clean, 2 * FEW * FLOOR)
+    assert schedule.last < between.last < raised.last
     radial = replace(clean, model=replace(clean.model, mask=make_mask("radial", tuple(clean.model.mask.shape), 4, 0)))
-    assert schedule_with_priors(schedule, radial) == schedule
+    assert schedule_with_priors(schedule, radial, error) == schedule
 
 
 def test_thresholds_alone_are_not_called_a_prior(problem, result, network, monkeypatch):

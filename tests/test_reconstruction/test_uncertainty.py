@@ -11,7 +11,7 @@ from mri.phantom.scan import simulate_scan
 from mri.scan import Scan
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings, SamplingSettings
-from reconstruction.uncertainty import SPREAD, held_out_level, likely_error
+from reconstruction.uncertainty import ESTIMATED, LEAST, SPREAD, held_out_level, likely_error
 from sampling import reconstruct_problem
 from tests.conftest import simple_scan
 
@@ -28,15 +28,15 @@ def test_more_where_the_samples_do_not_decide_and_where_the_result_went_far():
     assert even.shape == image.shape and 0.01 < even.mean() < 0.05
     changed = image.clone()
     changed[..., 32:] += 0.02 * third[..., 32:]
-    assert of_half(changed) > 1.4 * of_half()  # where the priors changed the image a lot: 5 ^ (0.67 / 2)
+    assert of_half(changed) > 1.4 * of_half()  # where the priors changed the image a lot: 5 ^ (SPREAD / 2)
     assert of_half(noise_std=0.05) < 0.98 * of_half()  # distance that noise explains
     noisy = likely_error(image, without, image, start, 1.0)  # more noise than distance²: spread² is the lower bound
     assert torch.equal(noisy, likely_error(image, without, image, image, 0.0)) and noisy.isfinite().all()
     without[..., 32:] += 0.03 * one[..., 32:]
     wide = of_half()
-    assert wide > 2 * even[..., 40:].mean()  # 4 ^ 0.67
+    assert wide > 2 * even[..., 40:].mean()  # 4 ^ SPREAD
     start[..., 32:] += 0.2 * other[..., 32:]
-    assert of_half() > 1.2 * wide  # 5 ^ 0.21
+    assert of_half() > 1.2 * wide  # 5 ^ DISTANCE
 
 
 def test_frames_lend_each_other_their_spread():
@@ -62,7 +62,7 @@ def test_the_likely_error_is_where_the_error_is(context_priors):
     assert 0.4 < ratio < 2.5
 
 
-@pytest.mark.parametrize("coils,noise_std", [(1, 0.0), (1, 0.01), (3, 0.01)])
+@pytest.mark.parametrize("coils,noise_std", [(1, 0.0), (1, 0.005), (3, 0.003)])
 def test_the_level_is_that_of_the_error_left(coils, noise_std):
     """Images that are wrong where the samples of each are missing, at random."""
     heart = simulate_scan("heart", 16, 64, 0, coils, 0.0)
@@ -76,6 +76,13 @@ def test_the_level_is_that_of_the_error_left(coils, noise_std):
     images = [truth + ifft2c(torch.where(seen, 0, 0.02 * wrong)) for seen in (mask, held_out.kept)]
     level = held_out_level(problem, held_out, *images)
     assert level == pytest.approx((images[0] - truth).abs().square().mean().item(), rel=0.3)
+    if noise_std:  # an upper bound: less is subtracted
+        bound = held_out_level(replace(problem, noise_known=False), held_out, *images)
+        missing = (~held_out.kept).float().mean().item()
+        assert bound - level == pytest.approx((1 - ESTIMATED) * coils * problem.noise_std**2 * missing, rel=0.01)
+    far = held_out_level(problem, held_out, images[1] + 1, images[1])  # what changed explains more than there is
+    same = held_out_level(problem, held_out, images[1], images[1])
+    assert far == pytest.approx(LEAST * same)
     spokes = replace(problem, model=replace(problem.model, mask=make_mask("radial", (16, 64, 64), 6, 0)))
     assert held_out_level(spokes, spokes.held_out(0), *images) is None
 
@@ -85,7 +92,7 @@ def test_half_of_the_level_is_that_of_the_held_out_samples():
     other = 0.01 * torch.randn(image.shape, dtype=torch.complex64, generator=generator)
     low, high = (likely_error(image, other, image, 3 * other, 0.0, level) for level in (1e-4, 1e-2))
     assert torch.allclose(high / low, torch.tensor(100**0.25))
-    assert low.square().mean().sqrt().item() == pytest.approx(0.01, rel=0.9)
+    assert 0.007 < low.square().mean().sqrt().item() < 0.016  # about √level, though calibration may shift it
 
 
 def test_agreement_of_known_maps():

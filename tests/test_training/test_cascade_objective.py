@@ -56,7 +56,7 @@ def test_scans_are_seeded_and_agree_with_their_images():
 @pytest.mark.parametrize("name", ["global", "local"])
 @pytest.mark.parametrize("followed", [True, False])
 def test_the_run_is_that_of_the_unit_and_a_new_network_changes_nothing(name, followed, monkeypatch):
-    monkeypatch.setattr("training.cascade.schedule_with_priors", lambda schedule, problem: schedule)
+    monkeypatch.setattr("training.cascade.schedule_with_priors", lambda schedule, problem, error: schedule)
     objective = ThroughTheCascade(run_settings(), [], name)
     scan = a_draw(objective, 1)._replace(followed=torch.full((6,), followed))
     run = objective.simulated(scan)
@@ -105,7 +105,7 @@ def test_a_partner_takes_the_other_turns_and_is_not_trained():
                             run.error_std)  # fmt: skip
     steps = motion_low_rank(
         run.alone[first], run.problem.model, run.problem.measured, OUSettings().motion_patches,
-        schedule_with_priors(run.schedule, run.problem), run.problem.periodic, 0, by_hand, first,
+        schedule_with_priors(run.schedule, run.problem, run.left), run.problem.periodic, 0, by_hand, first,
     )  # fmt: skip
     states = list(islice(steps, run.last_step(first) - first + 1))
     assert torch.allclose(images_of(run.problem, states[-1]), reached, atol=1e-5)
