@@ -111,7 +111,7 @@ def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
     Raises
     ------
     InputError
-        without scans of either kind, or if the fit does not converge.
+        if there are no scans of lines or none of single samples, or if the fit does not converge.
     """
     rng = np.random.default_rng(seed)
     drawn = []
@@ -150,7 +150,7 @@ def main() -> None:
     out, config = Path(flags.out), get_config()
     refuse_existing(out, flags.overwrite)
     if flags.scenes < FEWEST:
-        raise InputError(f"--scenes: at least {FEWEST}, so that either half has scans of lines and of single samples.")
+        raise InputError(f"--scenes: at least {FEWEST}, so that each half has scans of lines and of single samples.")
     config.sampling.sampler = "cascade"
     job, priors = Job.from_config(config, 0), [load_shipped(name, "cascade") for name in MODELS]
     scans, said = [], []

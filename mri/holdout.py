@@ -16,7 +16,8 @@ SHARE = 0.05  # of the samples in each of the three sets
 FEWEST = 4  # lines (or 32 points) of a set; with fewer, nothing is held out
 LEAST_ERROR = 0.1  # share of the squared error at held-out samples that is no noise, from which noise is subtracted
 MOST_OF_COPIES = 0.6  # share of a frame's samples that may be left out because of its copies, or nothing is held out
-REPEATED, REPEATED_AFTER = 0.05, 3  # of the squared difference; frames from one heartbeat to the next, at least
+REPEATED = 0.05  # largest squared difference of repeats, relative to that between consecutive frames
+REPEATED_AFTER = 3  # frames; a heartbeat is at least this long
 CERTAIN = 4.0  # standard deviations of the noise by which frames must differ from those before and after
 FIRST_RING = 4  # k-space samples: within, the error of all lines is taken to be alike
 CLEAR = 2.0  # standard errors by which the better of two images is better
@@ -34,7 +35,8 @@ class HeldOut:
         decide whether and how far a prior is followed. `settings` alone would favour the operator it chose; it is added
         only to compare images with the same settings of the OU.
     report
-        are only reported: quality without a reference.
+        decide nothing: they give the printed quality without a reference and, with the other sets, the level of the
+        likely error.
     kept
         all other measured samples.
     """
@@ -46,7 +48,7 @@ class HeldOut:
 
 
 def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
-    """Which frames are copies of which, as a film repeated to fill a scan has them: boolean `(frames, frames)`.
+    """Which frames are copies of which, as in a cine repeated to fill a scan: boolean `(frames, frames)`.
 
     Frames of k-space `(frames, coils, ky, kx)` are copies where all samples that both have are equal bit for bit.
     """
@@ -67,9 +69,9 @@ def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
 def repeats_of(measured: Tensor, mask: Tensor, noise_std: float) -> Tensor:
     """Which frames see the same state of motion, as in a scan of several heartbeats: boolean `(frames, frames)`.
 
-    Compared are the magnitudes of the images from the samples that all frames have (ACS lines), each frame with norm 1.
-    Frames are alike if these differ, squared, by less than REPEATED of what separates either from the frames before and
-    after, and if this is more than noise. Breathing between the heartbeats can hide a repeat.
+    Compares magnitude images, normalized per frame, from the samples common to all frames (ACS lines). Two frames are
+    alike if their squared difference is below REPEATED times that to the frames just before and after (for both
+    frames), provided that the latter clearly exceeds noise. Breathing between the heartbeats can hide a repeat.
 
     Parameters
     ----------
@@ -103,10 +105,10 @@ def repeats_of(measured: Tensor, mask: Tensor, noise_std: float) -> Tensor:
 def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> HeldOut:
     """Draw the sets: whole sampled lines over all ky, or single samples where the mask is no lines.
 
-    Every frame keeps at least three quarters of its lines. What is held out of a frame must not be learned from its
-    `copies` (see `copies_of`, `repeats_of`): they draw lines in the same order, so that frames of the same lines hold
-    out the same, and what any of them holds out is left out of `kept`. With too few lines for three sets, where nothing
-    is missing, or where copies leave out too much, all are empty.
+    Every frame keeps at least three quarters of its lines. Held-out samples of a frame must not be known from its
+    `copies` (see `copies_of`, `repeats_of`). Copies therefore draw lines in the same order: if they measure the same
+    lines, they hold out the same ones. Samples that any copy holds out are left out of `kept` in all of them. With too
+    few lines for three sets, where nothing is missing, or where copies leave out too much, all are empty.
     """
     if (rows_first := lines_along_rows(mask)) is not mask:
         turned = hold_out_sets(rows_first, seed, copies)
@@ -243,8 +245,8 @@ def missing_power(error: Tensor, held_out: Tensor, kept: Tensor, noise_power: fl
     """Mean square per pixel of an image's error in the samples outside `kept`, for masks of lines.
 
     A missing line is taken to be as wrong as the held-out ones at about the same distance to DC: within half an octave,
-    or the nearest for which a line is held out. Nothing is assumed of how the error falls with the distance, as in
-    `missing_error`.
+    or the nearest for which a line is held out. Unlike `missing_error`, this does not assume how the error falls with
+    the distance.
 
     Parameters
     ----------

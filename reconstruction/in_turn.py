@@ -52,9 +52,9 @@ FEW = 2.0  # last levels: where the OU leaves an error no larger than this, more
 # are two channels to them; a part of their error depends on the phase, which is arbitrary, and partly cancels this way
 # (Terris et al. 2024, "Equivariant plug-and-play image reconstruction"). 137.5°, not the 111.25° of radial sampling.
 ROTATION = math.pi * (3 - math.sqrt(5))
-# Where noise lets no samples be put back, the result is the mean of the images whose ν is at most this much above the
-# last: what the priors, followed at every second step, and shifts of the patches add at random is averaged
-TAIL = 0.15  # less where some are put back, 0 without noise; chosen in benchmarks/results/priors.md
+# With noise, the result is the mean of the images whose ν exceeds the last by at most TAIL · (1 − put_back). This
+# averages out random errors from the priors, which are applied at every second step only, and from the patch shifts.
+TAIL = 0.15  # chosen in benchmarks/results/priors.md
 MARGIN = 0.02  # share of the squared held-out error that the priors must remove, by two standard errors: less is chance
 MUCH = 0.1  # share that is no chance, though a few lines of unlike energy have a large standard error
 PASSES = 40  # per frame: after a rejection a further trial is made only if it and the final run fit within
@@ -91,10 +91,10 @@ def noise_levels(schedule: LowRankSchedule, steps: list[int], error_std: float =
 def schedule_with_priors(schedule: LowRankSchedule, problem: Problem, error_std: float) -> LowRankSchedule:
     """Noise levels of the OU's steps between the priors: those of `schedule` times a factor.
 
-    Without any noise it is WITHOUT_NOISE. It is nearer to 1 where images bring noise along, which counts as signal and
-    ends the schedule early, or where the OU alone leaves an error per real channel, `error_std`, near the last level;
-    and 1 for scattered samples (radial), where more cost 0.1 dB on the rat. With measurement noise it falls towards
-    WITH_NOISE, and is almost there once that noise sets the last level to five times FLOOR.
+    Without any noise it is WITHOUT_NOISE. It is closer to 1 if the images are noisy themselves (this noise counts as
+    signal and raises the last level), or if `error_std`, the error of the OU alone per real channel, is close to the
+    last level. For scattered samples (radial) it is 1: raising it cost 0.1 dB on the rat. With measurement noise it
+    falls towards WITH_NOISE, and is almost there once that noise sets the last level to five times FLOOR.
     """
     raise_by = (WITHOUT_NOISE - 1) * (FLOOR / schedule.last) ** 2
     raise_by *= 0.0 if scattered(problem) else max(0.0, 1 - (FEW * schedule.last / max(error_std, 1e-9)) ** 2)

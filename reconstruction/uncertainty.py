@@ -3,7 +3,8 @@
 Three reconstructions of a scan are available at no extra cost: the final result, the OU alone, and the result without
 the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a
 bias common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a
-product of powers of the two; for lines, its level is halfway, on a logarithmic scale, to that of the held-out samples.
+product of powers of the two; for lines, its mean is the geometric mean of the model's own and of the level estimated
+from the held-out lines.
 """
 
 import torch
@@ -24,7 +25,7 @@ FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
 NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
 NOISE_LEFT = 0.75  # share of the noise power taken from distance²: it brings 0.4 to 0.7, and somewhat more fits better
 ESTIMATED = 0.75  # share of the noise power that is subtracted from held-out samples where σ is an upper bound
-LEAST = 0.25  # share of the squared error that is not blamed on the missing held-out samples, at least
+LEAST = 0.25  # smallest share of the squared error that remains once the held-out samples are used
 
 
 def likely_error(
@@ -54,8 +55,8 @@ def held_out_level(problem: Problem, held_out: HeldOut, image: Tensor, without: 
     """Mean squared error per pixel of `image` in the samples that are missing, from the error of `without` at all
     held-out samples. Errors in measured samples, which remain where they are not put back, are not in it.
 
-    Of single samples (radial) None: their neighbours in k-space tell too much of them. `image` has seen more samples;
-    what that changed is taken to be an error that it no longer has, up to 1 − LEAST of the squared error.
+    None for single samples (radial), which are too easily predicted from their neighbours in k-space. `image` also used
+    the held-out samples: its squared difference from `without` counts as error removed, up to 1 − LEAST of the total.
     """
     if scattered(problem):
         return None
@@ -86,8 +87,8 @@ def modelled(
 ):  # fmt: skip
     """Squared error from spread² and distance², tensors or arrays, of unit scale.
 
-    Their product of powers m says where the error is, and less well how large it is in the whole scan; `level` says
-    the latter alone, from few samples. So the mean is the geometric mean of those of m and `level`, if that is known.
+    The product of their powers, m, locates the error but predicts its overall size less well; `level` gives only that
+    size, from few samples. If `level` is known, the mean error² is proportional to √(mean of m · level).
     """
     shape = (spread + FLOOR) ** of_spread * (distance + FLOOR) ** of_distance
     if level is None:
