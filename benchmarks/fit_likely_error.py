@@ -159,18 +159,18 @@ def main() -> None:
         if (found := observed(scan, reference, job, priors)) is not None:
             scans.append(found)
             said.append(description)
-    constants = fit(scans)
-    halves = [fit(half) for half in (scans[::2], scans[1::2]) if len({one.level is None for one in half}) == 2]
+    groups = {"all": scans, "every other scan": scans[::2], "the others": scans[1::2]}
+    constants = {name: fit(group) for name, group in groups.items()}
     rows = []
     for description, scan in zip(said, scans, strict=True):
-        std = np.sqrt(predicted(scan, constants))
+        std = np.sqrt(predicted(scan, constants["all"]))
         ratios = [group["predicted"] / group["error"] for group in calibration(std, scan.error)]
         within = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
         rows.append({**description, **agreement(std, scan.error), "within_1_5": f"{within}/{GROUPS}"})
     fitted = "\n".join(
         f"{name}: GAIN {one.gain:.3f}, SPREAD {one.spread:.3f}, DISTANCE {one.distance:.3f}, "
         f"GAIN_SCATTERED {one.gain_scattered:.3f}"
-        for name, one in zip(("all", "every other scan", "the others"), (constants, *halves), strict=False)
+        for name, one in constants.items()
     )
     write_csv(out / "fit.csv", rows, COLUMNS)
     with atomic_path(out / "fit.md") as temporary:

@@ -18,6 +18,7 @@ LEAST_ERROR = 0.1  # share of the squared error at held-out samples that is no n
 MOST_OF_COPIES = 0.6  # share of a frame's samples that may be left out because of its copies, or nothing is held out
 REPEATED = 0.05  # largest squared difference of repeats, relative to that between consecutive frames
 REPEATED_AFTER = 3  # frames; a heartbeat is at least this long
+SMALLEST_CENTRE = 4  # samples along either axis: an image from fewer shows no motion
 CERTAIN = 4.0  # standard deviations of the noise by which frames must differ from those before and after
 FIRST_RING = 4  # k-space samples: within, the error of all lines is taken to be alike
 CLEAR = 2.0  # standard errors by which the better of two images is better
@@ -83,7 +84,7 @@ def repeats_of(measured: Tensor, mask: Tensor, noise_std: float) -> Tensor:
     frames, common = len(mask), mask.all(dim=0)
     alike = torch.eye(frames, dtype=torch.bool, device=mask.device)
     rows, columns = (common.any(dim=axis).nonzero().flatten() for axis in (1, 0))
-    if frames < 2 * REPEATED_AFTER or min(len(rows), len(columns)) < FEWEST:
+    if frames < 2 * REPEATED_AFTER or min(len(rows), len(columns)) < SMALLEST_CENTRE:
         return alike
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     centre = torch.where(common, measured, 0)[..., box[0], box[1]]

@@ -156,10 +156,11 @@ def solve_in_turn(
         halfway, problem.model, problem.measured, result.settings.motion_patches,
         schedule_with_priors(schedule, problem, errors[1]), problem.periodic, seed, follow, schedule.steps // 2,
     )  # fmt: skip
+    highest = (1 + TAIL * (1 - put_back(problem))) * schedule.noise(schedule.steps - 1)
     total, count = torch.zeros_like(halfway.low_rank), 0
     for step, state in enumerate(steps, schedule.steps // 2):
         leave_if_stopped()
-        if schedule.noise(step) <= (1 + TAIL * (1 - put_back(problem))) * schedule.noise(schedule.steps - 1):
+        if schedule.noise(step) <= highest:
             total, count = total + images_of(problem, state), count + 1
     return total / count, taken
 
