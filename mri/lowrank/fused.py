@@ -19,6 +19,9 @@ PARTS = 8
 QL_ITERATIONS = 50  # per eigenvalue, at most; 2 is usual
 
 compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+# Left to itself, LLVM inlines a called kernel when it was just compiled but not when it comes from the cache; fastmath
+# then rounds differently, and the first run after an installation would differ from all later ones.
+inlined = njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
 
 
 def in_threads(job: Callable[[int], None], count: int) -> None:
@@ -32,7 +35,7 @@ def in_threads(job: Callable[[int], None], count: int) -> None:
         list(pool.map(job, range(count)))
 
 
-@compiled
+@inlined
 def _tridiagonal(ar, ai, d, e, tau_r, tau_i):  # type: ignore[no-untyped-def]
     """Householder reduction of a Hermitian matrix (lower triangle) to a real tridiagonal one, in place.
 
@@ -91,7 +94,7 @@ def _tridiagonal(ar, ai, d, e, tau_r, tau_i):  # type: ignore[no-untyped-def]
     d[n - 1] = ar[n - 1, n - 1]
 
 
-@compiled
+@inlined
 def _ql(d, e, z, least):  # type: ignore[no-untyped-def]
     """Implicit QL (EISPACK's tql2): eigenvalues in d, eigenvectors in the rows of z, which begins as 1.
 

@@ -1,5 +1,9 @@
 """Low rank along the motion: the tracks, the shrinkage and the iteration."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -175,6 +179,26 @@ def test_the_fused_form_does_what_the_plain_one_does(frames, patch, monkeypatch)
     assert torch.equal(plain.corners, fused.corners) and torch.equal(plain.counts, fused.counts)
     expected = shrink_tracks(image, plain, 0.8 * patch, (1, 2))
     assert (shrunk - expected).norm() < 1e-5 * expected.norm() < (shrunk - image).norm()
+
+
+def test_the_first_run_gives_the_same_bits_as_later_ones(tmp_path):
+    """The first compiles the kernels, the second loads them from the cache."""
+    pytest.importorskip("numba")
+    code = (
+        "import torch\n"
+        "from mri.lowrank.fused import shrink_groups\n"
+        "drawn = torch.Generator().manual_seed(0)\n"
+        "image = torch.randn(8, 32, 32, dtype=torch.complex64, generator=drawn)\n"
+        "corners = torch.arange(8) * 1024 + torch.randint(0, 1024, (200, 1), generator=drawn)\n"
+        "print(shrink_groups(image, corners, 5, 6.0).numpy().tobytes().hex())\n"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    first, later = (
+        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    )
+    assert any(tmp_path.rglob("*.nbi"))
+    assert first == later
 
 
 @pytest.mark.parametrize("order", [1, 2, 5, 16])
