@@ -15,7 +15,7 @@ from mri.operators import ForwardModel
 Tensor = torch.Tensor
 
 EDGE = 0.06  # share of the readout at each end that holds hardly any signal
-ENOUGH = 50  # samples for a median
+ENOUGH = 50  # samples for a median: the median of two, say, can be far too low
 BLOCK, DARKEST = 12, 0.1  # pixels; share of the blocks of that size that count as dark
 CHI_WARNING = 2.0  # see `misfit_warning`; silent with true maps at noise 0 to 0.05 of the peak
 MODEL_ERROR = 0.05  # relative residual that a converged reconstruction may leave without noise
@@ -61,13 +61,13 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
     far, outermost = (ky >= 0.25) & (kx >= 0.25), (ky >= 0.25) & (kx >= 0.5 - EDGE)
     found = []
     for region in (mask & outermost, mask & far, mask):
-        if region.any():
+        if region.sum() >= ENOUGH:
             found.append(_median_power(kspace, region))
             break
     count = mask.sum(dim=0)
     mean = torch.where(mask[:, None], kspace, 0).sum(dim=0) / count.clamp(min=1)
     repeated = (count > 1) & far
-    if repeated.any():
+    if (count[repeated] - 1).sum() >= ENOUGH:
         deviation = torch.where(mask[:, None], (kspace - mean).abs().square(), 0).sum(dim=0)
         freedom = 2.0 * (count[repeated] - 1)
         variance = 2 * deviation[:, repeated] / freedom

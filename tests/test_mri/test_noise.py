@@ -11,7 +11,7 @@ from mri.fourier import fft2c
 from mri.intake import scan_from_file
 from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.masks import make_mask
-from mri.noise import chi, misfit, per_channel
+from mri.noise import chi, estimate_noise_std, misfit, per_channel
 from mri.phantom import simulate_scan
 from mri.scan import Scan
 from reconstruction.optimization_unit import OptimizationUnit
@@ -85,6 +85,15 @@ def test_estimated_maps_fit_and_a_misfit_is_said(context_priors):
     )
     for words in ("warning: the residual", "warning: the coil maps fit this scan poorly"):
         assert wrong.chi > 2 and any(words in note and "--maps" in note for note in wrong.notes)
+
+
+@pytest.mark.parametrize("acceleration", [4, 8])
+def test_a_few_samples_do_not_decide_the_level(acceleration):
+    """Of small radial scans hardly any outer location is measured by two frames."""
+    for seed in range(20):
+        mask = make_mask("radial", (6, 32, 32), acceleration, 0, seed)
+        noise = torch.randn(6, 1, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+        assert 0.7 < estimate_noise_std(noise * mask[:, None], mask) < 1.1
 
 
 def test_a_level_that_the_scan_does_not_contain_is_said():
