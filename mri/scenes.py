@@ -1,8 +1,8 @@
 """Synthetic moving scenes without anatomy: training data without end for the priors.
 
-A scene is a few layers of piecewise-constant tissue with texture, warped by smooth motions in time. It has what
-a dynamic scan has (edges that move, wring, slide and change brightness; phase; shading) and no body in
-particular, so that what a network learns on it is how moving images look, whatever is in them.
+A scene is a few layers of tissue, piecewise constant with texture or cut from a photograph, warped by smooth motions
+in time. It has what a dynamic scan has (edges that move, wring, slide and change brightness; phase; shading) and no
+body in particular, so that what a network learns on it is how moving images look, whatever is in them.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import grid_sample, interpolate
 
 from mri.fourier import fft2c, ifft2c
+from mri.photographs import part_of_a_photograph
 from utils.arguments import LARGEST_SEED, integer_between
 from utils.errors import InputError, exit_on_input_error
 from utils.files import atomic_path, refuse_existing
@@ -129,8 +130,10 @@ def _size(grid: Tensor) -> tuple[int, int]:
 
 
 def _tissue(draw: Draw, grid: Tensor) -> Tensor:
-    """Piecewise-constant regions, ellipses and rings, texture: `(height, width)`, mostly 0 … 1."""
+    """A photograph, or piecewise-constant regions, ellipses and rings, texture: `(height, width)`, mostly 0 … 1."""
     shape = _size(grid)
+    if draw.coin(0.5):
+        return draw.uniform(0.3, 1.3) * part_of_a_photograph(draw, shape)
     field = draw.smooth(shape, draw.log_uniform(3, 14))
     edges = torch.sort(draw.normal(draw.integer(1, 5))).values
     values = torch.rand(len(edges) + 1, generator=draw.generator).to(grid.device) ** draw.uniform(0.7, 2)

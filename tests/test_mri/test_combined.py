@@ -77,7 +77,8 @@ def test_full_scans_are_accepted(scene, noise):
 
 
 def test_scenes_with_contrast_that_changes_are_accepted():
-    assert all(clear(fft2c(make_scene(12, 64, 64, seed)[0])) for seed in range(24))
+    for seed in range(24):
+        assert not refuse_combined_after_undersampling(fft2c(make_scene(12, 64, 64, seed)[0]), "scan.npy")
 
 
 @pytest.mark.parametrize("name", ["rat_cine_192x192x8", "pincat_128x128x50", "giraf_cine_192x156x25"])

@@ -6,7 +6,8 @@ import torch
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_phantom
-from mri.scenes import make_scene
+from mri.photographs import NAMES, part_of_a_photograph, photograph
+from mri.scenes import Draw, make_scene
 from mri.view_sharing import looks_periodic
 from utils.errors import InputError
 
@@ -27,6 +28,20 @@ def test_a_periodic_scene_returns():
         steps = (torch.roll(image.abs(), -1, 0) - image.abs()).flatten(1).norm(dim=1)
         if periodic and steps.max() > 0.3:  # with motion, and without what flickers
             assert steps[-1] <= 1.5 * steps[:-1].max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_photographs_are_installed_and_have_contrast(name):
+    image = photograph(name)
+    assert image.dtype == torch.float32 and min(image.shape) >= 256
+    assert image.min() == 0 and image.max() == 1 and 0.05 < image.std() < 0.5
+
+
+def test_parts_of_photographs_are_seeded_and_differ():
+    parts = [part_of_a_photograph(Draw(seed), (96, 128)) for seed in (*range(20), 0)]
+    assert all(part.shape == (96, 128) and part.min() >= 0 and part.max() <= 1 for part in parts)
+    assert torch.equal(parts[0], parts[-1])
+    assert len({round(part.mean().item(), 5) for part in parts}) == 20
 
 
 @pytest.mark.parametrize("shape", [(4, 63, 64), (4, 64, 16), (0, 64, 64)])
