@@ -6,9 +6,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from mri.draw import Draw
 from mri.fourier import fft2c, ifft2c
 from mri.phantom import make_phantom
-from mri.scenes import SMALLEST, Draw, make_scene
+from mri.scenes import SMALLEST, make_scene
 from mri.weighting import KspaceWeight, to_channels
 
 Tensor = torch.Tensor

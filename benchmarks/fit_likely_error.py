@@ -18,12 +18,13 @@ from benchmarks.calibration import GROUPS, agreement, calibration
 from benchmarks.scores import write_record
 from configs.ve.cpu_demo import get_config
 from models.prior import load_shipped
+from mri.draw import Draw
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.metrics import image_error
 from mri.phantom.scan import simulate_scan
 from mri.scan import Reference, Scan
-from mri.scenes import Draw, make_scene
+from mri.scenes import make_scene
 from reconstruction.in_turn import cascade_in_turn
 from reconstruction.optimization_unit import run_optimization_unit, with_operator
 from reconstruction.prepare import prepare

@@ -1,41 +1,52 @@
 """Photographs as tissue of moving scenes: edges and textures of real things, and no MR image among them.
 
-They are the free images that come with scikit-image (https://scikit-image.org/docs/stable/api/skimage.data.html).
+They come with scikit-image, which names their sources (https://scikit-image.org/docs/stable/api/skimage.data.html).
 """
 
 from functools import cache
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
 
-if TYPE_CHECKING:
-    from mri.scenes import Draw
+from mri.draw import Draw
+from utils.errors import InputError
 
 Tensor = torch.Tensor
 
-NAMES = ("astronaut", "brick", "camera", "cat", "coffee", "coins", "grass", "gravel", "hubble_deep_field",
-         "immunohistochemistry", "moon", "retina", "rocket", "clock", "cell", "stereo_motorcycle")  # fmt: skip
-SMALLEST_PART = 0.25  # of the side of a photograph
+FILES = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
+         "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg", "rocket.jpg",
+         "clock_motion.png", "cell.png", "motorcycle_left.png")  # fmt: skip
+SMALLEST_PART = 0.25  # sides of a part, over those of the largest part of its shape
 OUTLIERS = 0.5  # percent of the pixels that are clipped at either end
 
 
 @cache
-def photograph(name: str) -> Tensor:
-    """Grey values 0 … 1 of one of NAMES: float32 `(height, width)`."""
-    from skimage import data
+def photograph(file: str) -> Tensor:
+    """Grey values 0 … 1 of one of FILES: float32 `(height, width)`.
 
-    found = getattr(data, name)()
-    image = np.asarray(found[0] if isinstance(found, tuple) else found, dtype=np.float32)
+    Raises
+    ------
+    InputError
+        if scikit-image is installed without its images.
+    """
+    import skimage.data
+
+    path = Path(skimage.data.__file__).with_name(file)
+    if not path.is_file():
+        raise InputError(f"{path} is missing: scikit-image was installed without its images; install its wheel again.")
+    with Image.open(path) as opened:
+        image = np.asarray(opened, dtype=np.float32)
     grey = image.mean(axis=-1) if image.ndim == 3 else image
     low, high = np.percentile(grey, (OUTLIERS, 100 - OUTLIERS))
     return torch.from_numpy(((grey - low) / (high - low)).clip(0, 1).astype(np.float32))
 
 
-def part_of_a_photograph(draw: "Draw", shape: tuple[int, int]) -> Tensor:
+def part_of_a_photograph(draw: Draw, shape: tuple[int, int]) -> Tensor:
     """A part of any photograph, of any place, size, contrast and polarity, resampled to `shape`: values 0 … 1."""
-    image = photograph(draw.choice(NAMES))
+    image = photograph(draw.choice(FILES))
     most = min(whole / wanted for whole, wanted in zip(image.shape, shape, strict=True))  # its pixels per pixel
     scale = most * draw.log_uniform(SMALLEST_PART, 1)
     rows, columns = (max(2, int(wanted * scale)) for wanted in shape)

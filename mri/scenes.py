@@ -1,8 +1,8 @@
-"""Synthetic moving scenes without anatomy: training data without end for the priors.
+"""Synthetic moving scenes without MR images: training data without end for the priors.
 
 A scene is a few layers of tissue, piecewise constant with texture or cut from a photograph, warped by smooth motions
 in time. It has what a dynamic scan has (edges that move, wring, slide and change brightness; phase; shading) and no
-body in particular, so that what a network learns on it is how moving images look, whatever is in them.
+organ in particular, so that what a network learns on it is how moving images look, whatever is in them.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import grid_sample, interpolate
 
+from mri.draw import Draw
 from mri.fourier import fft2c, ifft2c
 from mri.photographs import part_of_a_photograph
 from utils.arguments import LARGEST_SEED, integer_between
@@ -23,40 +24,6 @@ Tensor = torch.Tensor
 
 OVERSAMPLING = 2  # scenes are drawn on a finer grid and cut in k-space, as a scanner cuts them
 SMALLEST = 32  # pixels; smaller scenes have no room for layers
-
-
-class Draw:
-    """Random numbers of one scene, drawn on the CPU so that every device draws the same scene."""
-
-    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
-        self.generator, self.device = torch.Generator().manual_seed(seed), device
-
-    def uniform(self, low: float, high: float) -> float:
-        return low + (high - low) * torch.rand((), generator=self.generator).item()
-
-    def log_uniform(self, low: float, high: float) -> float:
-        return math.exp(self.uniform(math.log(low), math.log(high)))
-
-    def integer(self, low: int, high: int) -> int:
-        """From low to high, both included."""
-        return int(torch.randint(low, high + 1, (), generator=self.generator))
-
-    def coin(self, probability: float) -> bool:
-        return self.uniform(0, 1) < probability
-
-    def choice(self, options):
-        return options[self.integer(0, len(options) - 1)]
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn(shape, generator=self.generator).to(self.device)
-
-    def smooth(self, shape: tuple[int, int], cells: float) -> Tensor:
-        """Smooth noise of unit variance with about `cells` bumps along the height: `shape`."""
-        height, width = shape
-        rows = max(2, min(round(cells), height))
-        columns = max(2, min(round(cells * width / height), width))
-        field = interpolate(self.normal(1, 1, rows, columns), shape, mode="bicubic", align_corners=True)[0, 0]
-        return field / field.std().clamp(min=1e-6)
 
 
 @dataclass(frozen=True)

@@ -24,12 +24,12 @@ from models.context import Context
 from models.ncsnpp import NCSNpp
 from models.precision import Score
 from models.prior import change_of, load_prior
+from mri.draw import Draw
 from mri.fourier import fft2c
 from mri.lowrank.along_motion import Iterate, motion_low_rank
 from mri.masks import make_mask
 from mri.operators import ForwardModel
 from mri.scan import Scan
-from mri.scenes import Draw
 from mri.weighting import KspaceWeight
 from reconstruction.in_turn import ERROR_SHARE, EVERY, follow_priors, schedule_with_priors, turns
 from reconstruction.optimization_unit import OptimizationUnit, images_of, motion_schedule, shares_centre
@@ -51,9 +51,9 @@ ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
 NOISE = (0.0, 0.0, 0.0, 0.01, 0.02, 0.04)  # σ over the brightest pixel
-# Of scans said to be without noise: σ of the images themselves, over the brightest pixel. Images that scans are
-# simulated from later, as in the benchmarks, bring the noise of their scanner along.
-OWN_NOISE = (0.0, 0.003, 0.006, 0.012)
+# Of scans without measurement noise: σ of the images themselves, over the brightest pixel. Scans simulated from images
+# of a scanner, as in the benchmarks, contain such noise, although their σ is stated as 0 (`mri/intake.py`).
+IMAGE_NOISE = (0.0, 0.003, 0.006, 0.012)
 FEWEST = 4  # frames
 HARDLY_ANY = 1e-5  # NMSE: where the OU leaves less there is nothing to learn, and its share would be any number
 
@@ -177,19 +177,19 @@ class ThroughTheCascade(Objective):
         mask = make_mask(pattern, tuple(image.shape), acceleration, lines, number)
         peak = image.abs().max().item()
         phase = torch.polar(torch.tensor(1.0), torch.tensor(draw.uniform(0, 2 * torch.pi)))
-        own = 0.0 if noise else draw.choice(OWN_NOISE)
+        image_noise = 0.0 if noise else draw.choice(IMAGE_NOISE)
         kspace = fft2c(image * phase)
-        for level in (own, noise):
+        for level in (image_noise, noise):
             kspace = kspace + level * peak / 2**0.5 * torch.view_as_complex(draw.normal(*image.shape, 2))
-        # the user may know σ or not
-        stated = noise * peak if own or draw.coin(0.5) else None
+        # the user may know the noise of the measurement or not
+        stated = noise * peak if image_noise or draw.coin(0.5) else None
         problem = prepare(Scan.from_arrays(kspace, mask, noise_std=stated))
         frames = len(image)
-        told = torch.tensor([problem.noise_std, float(problem.noise_known), problem.noise_bound])
+        known = torch.tensor([problem.noise_std, float(problem.noise_known), problem.noise_bound])
         entries = torch.tensor([draw.uniform(0, 1) for _ in range(ENTRIES)])
         estimate = draw.uniform(*ESTIMATES) if draw.coin(0.5) else 0.0
         return SimulatedScans(
-            image * phase / problem.scale, problem.measured, problem.model.mask, told.expand(frames, 3),
+            image * phase / problem.scale, problem.measured, problem.model.mask, known.expand(frames, 3),
             entries.expand(frames, ENTRIES), torch.full((frames,), estimate), torch.full((frames,), draw.coin(0.5)),
             torch.arange(frames), torch.full((frames,), problem.periodic),
         )  # fmt: skip

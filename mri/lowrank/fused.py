@@ -8,6 +8,7 @@ order: results do not depend on the number of threads.
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,10 +19,12 @@ Tensor = torch.Tensor
 PARTS = 8
 QL_ITERATIONS = 50  # per eigenvalue, at most; 2 is usual
 
-compiled = njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-# Left to itself, LLVM inlines a called kernel when it was just compiled but not when it comes from the cache; fastmath
-# then rounds differently, and the first run after an installation would differ from all later ones.
-inlined = njit(nogil=True, fastmath=True, error_model="numpy", forceinline=True)
+kernel = partial(njit, nogil=True, fastmath=True, error_model="numpy")
+compiled = kernel(cache=True)
+# For kernels that others call. Without it the call goes to the kernel itself in the process that compiles it, but to a
+# copy in the caller's object if that comes from the cache. The copy is optimised differently, fastmath then rounds
+# differently, and the first run after an installation would not give the bits of all later ones.
+inlined = kernel(forceinline=True)
 
 
 def in_threads(job: Callable[[int], None], count: int) -> None:

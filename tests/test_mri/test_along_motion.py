@@ -24,6 +24,7 @@ from mri.masks import make_mask
 from mri.operators import ForwardModel
 from mri.phantom import make_phantom
 from mri.view_sharing import share_views
+from tests.commands import ROOT
 from utils.errors import InputError
 
 
@@ -193,10 +194,8 @@ def test_the_first_run_gives_the_same_bits_as_later_ones(tmp_path):
         "print(shrink_groups(image, corners, 5, 6.0).numpy().tobytes().hex())\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    first, later = (
-        subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    )
+    run = [sys.executable, "-c", code]
+    first, later = (subprocess.check_output(run, cwd=ROOT, env=environment) for _ in range(2))
     assert any(tmp_path.rglob("*.nbi"))
     assert first == later
 

@@ -61,9 +61,9 @@ def test_of_the_same_lines_in_every_frame_is_warned(pattern, scene):
     assert "straight edges" in refuse_combined_after_undersampling(fft2c(box), "scan.npy")[0]
 
 
-def clear(kspace):
-    """Whether all three measures are clearly below their limits."""
-    return row_swing(kspace) < 0.8 * SWING and row_roughness(kspace) < 0.9 * ROUGHNESS and (
+def clear(kspace, roughness=0.9):
+    """Whether all three measures are clearly below their limits, with this share of that of the roughness."""
+    return row_swing(kspace) < 0.8 * SWING and row_roughness(kspace) < roughness * ROUGHNESS and (
         point_swing(kspace) < 0.75 * POINT_SWING)  # fmt: skip
 
 
@@ -77,8 +77,9 @@ def test_full_scans_are_accepted(scene, noise):
 
 
 def test_scenes_with_contrast_that_changes_are_accepted():
+    """Photographs of gravel and grass in 64 pixels are rougher than any scan."""
     for seed in range(24):
-        assert not refuse_combined_after_undersampling(fft2c(make_scene(12, 64, 64, seed)[0]), "scan.npy")
+        assert clear(fft2c(make_scene(12, 64, 64, seed)[0]), roughness=0.96)
 
 
 @pytest.mark.parametrize("name", ["rat_cine_192x192x8", "pincat_128x128x50", "giraf_cine_192x156x25"])

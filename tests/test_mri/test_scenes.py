@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from mri import photographs, scenes
+from mri.draw import Draw
 from mri.fourier import fft2c
 from mri.masks import make_mask
 from mri.phantom import make_phantom
-from mri.photographs import NAMES, part_of_a_photograph, photograph
-from mri.scenes import Draw, make_scene
+from mri.scenes import make_scene
 from mri.view_sharing import looks_periodic
 from utils.errors import InputError
 
@@ -30,18 +31,33 @@ def test_a_periodic_scene_returns():
             assert steps[-1] <= 1.5 * steps[:-1].max()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_photographs_are_installed_and_have_contrast(name):
-    image = photograph(name)
+@pytest.mark.parametrize("file", photographs.FILES)
+def test_photographs_are_installed_and_have_contrast(file):
+    image = photographs.photograph(file)
     assert image.dtype == torch.float32 and min(image.shape) >= 256
     assert image.min() == 0 and image.max() == 1 and 0.05 < image.std() < 0.5
 
 
 def test_parts_of_photographs_are_seeded_and_differ():
-    parts = [part_of_a_photograph(Draw(seed), (96, 128)) for seed in (*range(20), 0)]
+    parts = [photographs.part_of_a_photograph(Draw(seed), (96, 128)) for seed in (*range(20), 0)]
     assert all(part.shape == (96, 128) and part.min() >= 0 and part.max() <= 1 for part in parts)
     assert torch.equal(parts[0], parts[-1])
     assert len({round(part.mean().item(), 5) for part in parts}) == 20
+
+
+def test_a_photograph_that_is_not_there_is_said():
+    with pytest.raises(InputError, match="none.png is missing: scikit-image was installed without its images"):
+        photographs.photograph("none.png")
+
+
+def test_half_of_the_tissues_are_photographs(monkeypatch):
+    marked, drawn = [], []
+    tissue, part = scenes._tissue, scenes.part_of_a_photograph
+    monkeypatch.setattr(scenes, "part_of_a_photograph", lambda *what: marked.append(1) or part(*what))
+    monkeypatch.setattr(scenes, "_tissue", lambda *what: drawn.append(1) or tissue(*what))
+    for seed in range(40):
+        make_scene(1, 32, 32, seed)
+    assert 0.35 < len(marked) / len(drawn) < 0.65
 
 
 @pytest.mark.parametrize("shape", [(4, 63, 64), (4, 64, 16), (0, 64, 64)])

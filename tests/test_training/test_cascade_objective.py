@@ -15,7 +15,7 @@ from reconstruction.settings import OUSettings
 from run_lib import Job
 from tests.commands import ROOT, TINY, command
 from training import settings as parts
-from training.cascade import OWN_NOISE, PASSES, STEEPEST, Learner, SimulatedRun, ThroughTheCascade
+from training.cascade import IMAGE_NOISE, PASSES, STEEPEST, Learner, SimulatedRun, ThroughTheCascade
 from training.loop import new_network
 from utils.errors import InputError
 
@@ -40,21 +40,22 @@ def a_draw(objective, seed):
 
 def test_scans_are_seeded_and_agree_with_their_images():
     objective = ThroughTheCascade(run_settings(), [], "global")
-    noises, own = set(), set()
+    noises, of_images = set(), set()
     for seed in range(28):
-        scan, again = a_draw(objective, seed), a_draw(objective, seed)
-        assert all(torch.equal(one, other) for one, other in zip(scan, again, strict=True))
+        scan = a_draw(objective, seed)
+        if seed < 4:
+            assert all(torch.equal(one, other) for one, other in zip(scan, a_draw(objective, seed), strict=True))
         assert scan.clean.shape == (6, 32, 32) and scan.mask.shape == (6, 32, 32) and 0.5 < scan.clean.abs().max() < 2
         problem = scan.problem()
         residual = problem.model.forward(scan.clean) - scan.measured
         noise = (residual.abs().square().sum() / scan.mask.sum()).sqrt().item()
         if problem.noise_known and problem.noise_std == 0:  # the images may bring noise along
-            assert noise <= 1.1 * max(OWN_NOISE) * scan.clean.abs().max()
-            own.add(noise > 1e-5)
+            assert noise <= 1.1 * max(IMAGE_NOISE) * scan.clean.abs().max()
+            of_images.add(noise > 1e-5)
         else:
             assert noise < 1e-5 or (noise <= 1.5 * problem.noise_bound and noise <= 1.1 * problem.noise_std)
             noises.add(noise > 1e-5)
-    assert noises == own == {True, False}
+    assert noises == of_images == {True, False}
 
 
 @pytest.mark.parametrize("name", ["global", "local"])
