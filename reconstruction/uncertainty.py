@@ -19,8 +19,8 @@ Tensor = torch.Tensor
 # Fitted on 80 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
 # `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils;
 # benchmarks/results/calibration judges them on other scans.
-SPREAD, DISTANCE = 0.55, 0.18  # error² ~ (spread²)^SPREAD · (distance²)^DISTANCE
-GAIN, GAIN_SCATTERED = 0.29, 0.19  # times this: of lines, see `modelled`, and of single samples (radial)
+SPREAD, DISTANCE = 0.57, 0.17  # error² ~ (spread²)^SPREAD · (distance²)^DISTANCE
+GAIN, GAIN_SCATTERED = 0.34, 0.18  # times this: of lines, see `modelled`, and of single samples (radial)
 FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
 NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
 NOISE_LEFT = 0.75  # share of the noise power taken from distance²: it brings 0.4 to 0.7, and somewhat more fits better
