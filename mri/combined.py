@@ -14,8 +14,8 @@ from utils.errors import InputError
 
 Tensor = torch.Tensor
 
-# limits of the three measures; full scans stay below 1.6, 2 and 10.5, scenes too, some of photographs reach a roughness
-# of 2.1 (tests/test_mri/test_combined.py)
+# limits of the three measures; full scans and scenes stay below 1.6, 2 and 10.5, except that some scenes with
+# photographs reach a roughness of 2.1 (tests/test_mri/test_combined.py)
 SWING = 2.0
 ROUGHNESS = 2.2
 POINT_SWING = 14.0  # above that of noise alone, 13

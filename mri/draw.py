@@ -1,4 +1,4 @@
-"""Random numbers of simulated images."""
+"""Random numbers for simulated images."""
 
 import math
 

@@ -15,7 +15,7 @@ from mri.operators import ForwardModel
 Tensor = torch.Tensor
 
 EDGE = 0.06  # share of the readout at each end that holds hardly any signal
-ENOUGH = 50  # samples for a median, or degrees of freedom: of two the median can be far too low
+ENOUGH = 50  # fewest samples, or degrees of freedom, for a median: with two it can be far too low
 BLOCK, DARKEST = 12, 0.1  # pixels; share of the blocks of that size that count as dark
 CHI_WARNING = 2.0  # see `misfit_warning`; silent with true maps at noise 0 to 0.05 of the peak
 MODEL_ERROR = 0.05  # relative residual that a converged reconstruction may leave without noise
@@ -42,7 +42,7 @@ def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
     4. the power of the darkest part of the temporal mean image.
 
     The first three are medians over the samples, which few large values do not move, and root mean squares over the
-    coils. The second and third need ENOUGH samples.
+    coils. The second needs ENOUGH degrees of freedom and the third ENOUGH samples; otherwise they are omitted.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Photographs as tissue of moving scenes: edges and textures of real things, and no MR image among them.
+"""Photographs used as tissue in moving scenes: edges and textures of real objects, but no MR images.
 
 They come with scikit-image, which names their sources (https://scikit-image.org/docs/stable/api/skimage.data.html).
 """
@@ -19,7 +19,7 @@ Tensor = torch.Tensor
 FILES = ("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png", "grass.png",
          "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "retina.jpg", "rocket.jpg",
          "clock_motion.png", "cell.png", "motorcycle_left.png")  # fmt: skip
-SMALLEST_PART = 0.25  # sides of a part, over those of the largest part of its shape
+SMALLEST_PART = 0.25  # side of the smallest part, over that of the largest with the same aspect ratio
 OUTLIERS = 0.5  # percent of the pixels that are clipped at either end
 
 
@@ -45,9 +45,9 @@ def photograph(file: str) -> Tensor:
 
 
 def part_of_a_photograph(draw: Draw, shape: tuple[int, int]) -> Tensor:
-    """A part of any photograph, of any place, size, contrast and polarity, resampled to `shape`: values 0 … 1."""
+    """A random part of a random photograph, with random contrast and polarity, resampled to `shape`: values 0 … 1."""
     image = photograph(draw.choice(FILES))
-    most = min(whole / wanted for whole, wanted in zip(image.shape, shape, strict=True))  # its pixels per pixel
+    most = min(whole / wanted for whole, wanted in zip(image.shape, shape, strict=True))  # its pixels per output pixel
     scale = most * draw.log_uniform(SMALLEST_PART, 1)
     rows, columns = (max(2, int(wanted * scale)) for wanted in shape)
     top, left = draw.integer(0, image.shape[0] - rows), draw.integer(0, image.shape[1] - columns)

@@ -1,8 +1,8 @@
-"""Synthetic moving scenes without MR images: training data without end for the priors.
+"""Synthetic moving scenes, made without MR images: unlimited training data for the priors.
 
 A scene is a few layers of tissue, piecewise constant with texture or cut from a photograph, warped by smooth motions
-in time. It has what a dynamic scan has (edges that move, wring, slide and change brightness; phase; shading) and no
-organ in particular, so that what a network learns on it is how moving images look, whatever is in them.
+in time. It has what a dynamic scan has (edges that move, wring, slide and change brightness; phase; shading) but no
+real anatomy, so a network learns from it how moving images look, whatever they show.
 """
 
 import argparse

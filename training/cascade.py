@@ -51,8 +51,8 @@ ACCELERATIONS = (4, 5, 6, 8, 8, 10, 12)
 PATTERNS = ("uniform", "uniform", "uniform", "random", "radial")
 LINES = (4, 6, 8)  # central ones, of masks of lines
 NOISE = (0.0, 0.0, 0.0, 0.01, 0.02, 0.04)  # σ over the brightest pixel
-# Of scans without measurement noise: σ of the images themselves, over the brightest pixel. Scans simulated from images
-# of a scanner, as in the benchmarks, contain such noise, although their σ is stated as 0 (`mri/intake.py`).
+# For scans without measurement noise: σ of the noise in the images themselves, over the brightest pixel. Scans
+# simulated from real images, as in the benchmarks, contain such noise, although σ is stated as 0 (`mri/intake.py`).
 IMAGE_NOISE = (0.0, 0.003, 0.006, 0.012)
 FEWEST = 4  # frames
 HARDLY_ANY = 1e-5  # NMSE: where the OU leaves less there is nothing to learn, and its share would be any number
@@ -181,7 +181,7 @@ class ThroughTheCascade(Objective):
         kspace = fft2c(image * phase)
         for level in (image_noise, noise):
             kspace = kspace + level * peak / 2**0.5 * torch.view_as_complex(draw.normal(*image.shape, 2))
-        # the user may know the noise of the measurement or not
+        # with image noise, σ is stated as 0; of the other scans, half state σ
         stated = noise * peak if image_noise or draw.coin(0.5) else None
         problem = prepare(Scan.from_arrays(kspace, mask, noise_std=stated))
         frames = len(image)

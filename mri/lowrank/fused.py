@@ -21,9 +21,9 @@ QL_ITERATIONS = 50  # per eigenvalue, at most; 2 is usual
 
 kernel = partial(njit, nogil=True, fastmath=True, error_model="numpy")
 compiled = kernel(cache=True)
-# For kernels that others call. Without it the call goes to the kernel itself in the process that compiles it, but to a
-# copy in the caller's object if that comes from the cache. The copy is optimised differently, fastmath then rounds
-# differently, and the first run after an installation would not give the bits of all later ones.
+# For kernels called by other kernels. Without forceinline, the caller calls the kernel itself in the process that
+# compiles it, but a copy in its own object file when it is loaded from the cache. The copy is optimised differently,
+# so fastmath rounds differently, and the first run after an installation would differ in some bits from all later ones.
 inlined = kernel(forceinline=True)
 
 

@@ -88,7 +88,7 @@ def test_estimated_maps_fit_and_a_misfit_is_said(context_priors):
 
 
 def test_a_few_samples_do_not_decide_the_level():
-    """Of small radial scans hardly any outer location is measured by two frames."""
+    """In small radial scans, hardly any outer k-space location is sampled in two frames."""
     for seed in range(20):
         mask = make_mask("radial", (6, 32, 32), 8, 0, seed)
         noise = torch.randn(6, 1, 32, 32, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
