@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 OTHERWISE = 0.5  # of the error of a reference as stored: one that fits so much better was stored otherwise
 HUGE, MANY = 100, 10  # χ², and estimated over given σ, from which that is too small
 ALL_BUT = 0.99  # an error is not told to be lower by more: noise is subtracted from it
-
+NONE_HELD_OUT = "no samples can be held out (too few lines are sampled, none are missing, or the frames are alike)"
 NOISE_IN_ERROR = 1.5  # squared error over the noise power of a noisy reference, up to which the noise explains it
 
 
@@ -32,7 +32,7 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
         schedule = motion_schedule(problem, ou.motion_steps)
         note += f", {schedule.steps} steps, threshold ν from {schedule.first:.2g} to {schedule.last:.2g}"
     if result.gain is None:
-        return f"{note}; not compared with view sharing, because too few lines are sampled to hold any out"
+        return f"{note}; not compared with view sharing, because {NONE_HELD_OUT}"
     note += f"; held-out squared error {_compared(result.gain, problem)} with view sharing"
     if result.settings.operator == ou.operator:
         return note
@@ -85,7 +85,7 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
     if not schedule.held_out and result.held_out is not None and result.held_out.admission.any():
         return "priors: not used, because they are interleaved with low rank along the motion, which is not used here"
     if not schedule.held_out:
-        return "priors: not used, because too few lines are sampled to hold any out, or no samples are missing"
+        return f"priors: not used, because {NONE_HELD_OUT}"
     names = " and ".join(roles[name] for name in order)
     if not any(schedule.step_sizes):
         return f"priors: {names} rejected: no clear reduction of the held-out error"
