@@ -178,9 +178,8 @@ class ThroughTheCascade(Objective):
         peak = image.abs().max().item()
         phase = torch.polar(torch.tensor(1.0), torch.tensor(draw.uniform(0, 2 * torch.pi)))
         image_noise = 0.0 if noise else draw.choice(IMAGE_NOISE)
-        kspace = fft2c(image * phase)
-        for level in (image_noise, noise):
-            kspace = kspace + level * peak / 2**0.5 * torch.view_as_complex(draw.normal(*image.shape, 2))
+        white = torch.view_as_complex(draw.normal(*image.shape, 2)) / 2**0.5
+        kspace = fft2c(image * phase) + (noise or image_noise) * peak * white
         # with image noise, σ is stated as 0; of the other scans, half state σ
         stated = noise * peak if image_noise or draw.coin(0.5) else None
         problem = prepare(Scan.from_arrays(kspace, mask, noise_std=stated))
