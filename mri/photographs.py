@@ -36,7 +36,7 @@ def photograph(file: str) -> Tensor:
 
     path = Path(skimage.data.__file__).with_name(file)
     if not path.is_file():
-        raise InputError(f"{path} is missing: scikit-image was installed without its images; reinstall it from its wheel.")
+        raise InputError(f"{path} is missing: scikit-image was installed without its images; reinstall its wheel.")
     with Image.open(path) as opened:
         image = np.asarray(opened, dtype=np.float32)
     grey = image.mean(axis=-1) if image.ndim == 3 else image
