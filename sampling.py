@@ -255,11 +255,14 @@ def reconstruct_problem(
                 if after_motion:
                     found = cascade_in_turn(problem, priors, result, seed, bar)
                 else:
-                    found = Followed(x, Schedule(step_sizes=(0.0,) * len(priors)), result.without_held_out)
-                x, schedule, without, passes = found.image, found.schedule, found.without, found.passes
+                    schedule = Schedule(step_sizes=(0.0,) * len(priors))
+                    found = Followed(x, result.low_rank, schedule, result.without_held_out)
+                x, low_rank, schedule = found.image, found.low_rank, found.schedule
+                without, passes = found.without, found.passes
                 log.steps += found.log
             else:
                 schedule, without = calibrate(problem, priors, result, after_motion, bar)
+                low_rank = result.low_rank
                 bar.total = bar.n + len(schedule.steps)
                 x = cascade(x, A, y, priors, schedule.steps, unit, periodic, log)
                 tested = priors if schedule.held_out else []
@@ -268,7 +271,8 @@ def reconstruct_problem(
         if without is not None and without is not result.start_without:
             assert result.held_out is not None
             error_power = held_out_level(problem, result.held_out, x, without)
-            deviation = likely_error(x, without, result.image, problem.view_sharing(), problem.noise_std, error_power)
+            alone = None if x is result.image else result.image
+            deviation = likely_error(x, without, alone, unit(x) if low_rank is None else low_rank, error_power)
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
         notes += report_notes(problem, result, without)

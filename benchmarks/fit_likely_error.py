@@ -1,7 +1,8 @@
 """Fit the constants of the likely error: `python -m benchmarks.fit_likely_error --out DIR`.
 
-Simulates scans, reconstructs them as the cascade does, and fits GAIN, SPREAD, DISTANCE and GAIN_SCATTERED of
-`reconstruction/uncertainty.py` by maximum likelihood. `benchmarks.calibration` judges them on other scans.
+Simulates scans, reconstructs them as the cascade does, and fits SPREAD, CORRECTION, BRIGHTNESS, LEVEL, GAIN and
+GAIN_SCATTERED of `reconstruction/uncertainty.py` by maximum likelihood. `benchmarks.calibration` judges them on other
+scans.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from reconstruction.in_turn import cascade_in_turn
 from reconstruction.optimization_unit import run_optimization_unit, with_operator
 from reconstruction.prepare import prepare
 from reconstruction.settings import MODELS
-from reconstruction.uncertainty import DISTANCE, SPREAD, evidence, held_out_level, modelled
+from reconstruction.uncertainty import BRIGHTNESS, CORRECTION, SPREAD, Evidence, evidence, held_out_level, modelled
 from report.tables import markdown, write_csv
 from run_lib import Job
 from utils.errors import InputError, exit_on_input_error
@@ -39,7 +40,7 @@ FIRST_SEED = 50000  # of the scenes; training draws its own from all numbers bel
 FIRST_SETTING = 90000  # first seed of the sampling and noise settings, kept independent of the scene content
 PATTERNS = ("uniform", "uniform", "random", "radial")
 NOISE = (0.0, 0.0, 0.005, 0.01, 0.02)  # σ over the brightest pixel, known
-HEART_EVERY, HEART_COILS, HEART_NOISE = 5, (1, 4, 8), (0.0, 0.01, 0.02)  # every fifth is a heart, σ not known
+HEART_EVERY, HEART_COILS, HEART_NOISE = 2, (1, 4, 8), (0.0, 0.01, 0.02)  # every other one is a heart, σ not known
 FEWEST = 10  # scans
 PIXELS = 6000  # drawn of each scan, so that all count alike
 COLUMNS = ("scene", "pattern", "acceleration", "noise", "coils", "rank_correlation", "rank_correlation_3x3", "auc",
@@ -69,15 +70,14 @@ class Observed(NamedTuple):
     """What is known of a reconstruction, in units of the scan's scale, and its error."""
 
     error: np.ndarray
-    spread: np.ndarray
-    distance: np.ndarray  # squares, see `evidence`
+    found: Evidence  # of arrays
     level: float | None  # see `held_out_level`
 
 
 class Constants(NamedTuple):
+    powers: tuple[float, float, float]  # of spread², correction², brightness²
+    of_level: float
     gain: float
-    spread: float
-    distance: float
     gain_scattered: float
 
 
@@ -90,24 +90,26 @@ def observed(scan: Scan, reference: Reference, job: Job, priors: list) -> Observ
     if result.halfway is None or result.without_held_out is None:
         return None
     followed = cascade_in_turn(problem, priors, result, job.seed)
-    assert followed.without is not None and result.held_out is not None
-    powers = evidence(followed.image, followed.without, result.image, problem.view_sharing(), problem.noise_std)
+    assert followed.without is not None and result.held_out is not None and followed.low_rank is not None
+    alone = None if followed.image is result.image else result.image
+    squares = evidence(followed.image, followed.without, alone, followed.low_rank)
     level = held_out_level(problem, result.held_out, followed.image, followed.without)
     error = image_error(problem.finished(followed.image), problem.reference_image(reference), problem.model.coils)
-    maps = [error, *(problem.finished(one) for one in powers)]
-    return Observed(*(one.numpy().astype(np.float64) / problem.scale for one in maps), level)
+    maps = (one.numpy().astype(np.float64) / problem.scale for one in (error, *map(problem.finished, squares)))
+    return Observed(next(maps), Evidence(*maps), level)
 
 
 def predicted(scan: Observed, constants: Constants) -> np.ndarray:
     """Squared error by these constants."""
     gains = constants.gain, constants.gain_scattered
-    return modelled(scan.spread, scan.distance, scan.level, gains, constants.spread, constants.distance)
+    return modelled(scan.found, scan.level, gains, constants.powers, constants.of_level)
 
 
 def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
     """The constants of largest likelihood: error² exponentially distributed about its prediction.
 
-    GAIN and the exponents are fitted to the scans of lines, GAIN_SCATTERED with these exponents to the others.
+    The powers tell where in a scan its errors are: they are fitted to the scans of lines, each with a gain of its own.
+    LEVEL and GAIN then tell how they differ between these scans, and GAIN_SCATTERED is fitted to the others.
 
     Raises
     ------
@@ -118,28 +120,38 @@ def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
     drawn = []
     for scan in scans:
         chosen = rng.permutation(scan.error.size)[:PIXELS]
-        drawn.append(Observed(*(values.ravel()[chosen] for values in scan[:3]), scan.level))
+        found = Evidence(*(values.ravel()[chosen] for values in scan.found))
+        drawn.append(Observed(scan.error.ravel()[chosen], found, scan.level))
     lines, scattered = ([one for one in drawn if (one.level is None) == single] for single in (False, True))
     if not lines or not scattered:
         missing = "single samples" if lines else "lines"
         raise InputError(f"none of the {len(scans)} scans measured {missing}; give more --scenes.")
 
-    def gain(group: list[Observed], exponents: np.ndarray) -> float:  # of largest likelihood: the mean ratio
-        ones = Constants(1.0, *exponents, 1.0)
-        return float(np.mean([np.mean(one.error**2 / predicted(one, ones)) for one in group]))
+    def gains(group: list[Observed], powers: np.ndarray, of_level: float) -> np.ndarray:  # of largest likelihood
+        ones = Constants(tuple(powers), of_level, 1.0, 1.0)
+        return np.array([np.mean(one.error**2 / predicted(one, ones)) for one in group])
 
-    def surprise(exponents: np.ndarray) -> float:
-        own = Constants(gain(lines, exponents), *exponents, 1.0)
-        expected = [(one.error**2, predicted(one, own)) for one in lines]
-        return float(np.mean([np.mean(np.log(mean) + square / mean) for square, mean in expected]))
+    def surprise(powers: np.ndarray, of_level: float, own: bool) -> float:
+        every = gains(lines, powers, of_level)
+        if not own:
+            every[:] = every.mean()
+        terms = []
+        for one, gain in zip(lines, every, strict=True):
+            mean = predicted(one, Constants(tuple(powers), of_level, gain, 1.0))
+            terms.append(np.mean(np.log(mean) + one.error**2 / mean))
+        return float(np.mean(terms))
 
-    start = np.array([SPREAD, DISTANCE])
-    options = {"initial_simplex": np.vstack([start, start + np.eye(2) / 4]), "maxiter": 1000, "xatol": 1e-3,
+    start = np.array([SPREAD, CORRECTION, BRIGHTNESS])
+    options = {"initial_simplex": np.vstack([start, start + np.eye(3) / 4]), "maxiter": 1000, "xatol": 1e-3,
                "fatol": 1e-6}  # fmt: skip
-    found = scipy.optimize.minimize(surprise, start, method="Nelder-Mead", options=options)
-    if not found.success:
+    found = scipy.optimize.minimize(surprise, start, (0.0, True), method="Nelder-Mead", options=options)
+    level = scipy.optimize.minimize_scalar(
+        lambda of_level: surprise(found.x, of_level, False), bounds=(0, 1), method="bounded"
+    )
+    if not found.success or not level.success:
         raise InputError(f"the fit to {len(scans)} scans does not converge; give more --scenes.")
-    return Constants(gain(lines, found.x), *found.x.tolist(), gain(scattered, found.x))
+    own = [float(gains(group, found.x, level.x).mean()) for group in (lines, scattered)]
+    return Constants(tuple(found.x.tolist()), float(level.x), *own)
 
 
 def main() -> None:
@@ -169,8 +181,8 @@ def main() -> None:
         within = sum(1 / 1.5 <= ratio <= 1.5 for ratio in ratios)
         rows.append({**description, **agreement(std, scan.error), "within_1_5": f"{within}/{GROUPS}"})
     fitted = "\n".join(
-        f"{name}: GAIN {one.gain:.3f}, SPREAD {one.spread:.3f}, DISTANCE {one.distance:.3f}, "
-        f"GAIN_SCATTERED {one.gain_scattered:.3f}"
+        f"{name}: SPREAD {one.powers[0]:.3f}, CORRECTION {one.powers[1]:.3f}, BRIGHTNESS {one.powers[2]:.3f}, "
+        f"LEVEL {one.of_level:.3f}, GAIN {one.gain:.3f}, GAIN_SCATTERED {one.gain_scattered:.3f}"
         for name, one in constants.items()
     )
     write_csv(out / "fit.csv", rows, COLUMNS)

@@ -139,7 +139,7 @@ def follow_priors(
 def solve_in_turn(
     problem: Problem, priors: list[Prior], result: OUResult, halfway: Iterate, errors: tuple[float, float], seed: int,
     bar: tqdm | None = None,
-) -> tuple[Tensor, list[dict[str, float]]]:
+) -> tuple[Tensor, Tensor, list[dict[str, float]]]:
     """The later half of the OU's steps from the state `halfway`, with the priors and the noise levels of
     `schedule_with_priors`. With noise the images of the last steps are averaged, see `TAIL`.
 
@@ -147,7 +147,8 @@ def solve_in_turn(
 
     Returns
     -------
-    images `(frames, height, width)`, and step, σ, step size and place of every prior that was applied.
+    images `(frames, height, width)`, the last low-rank images, and step, σ, step size and place of every prior that was
+    applied.
     """
     schedule = motion_schedule(problem, result.settings.motion_steps)
     taken: list[dict[str, float]] = []
@@ -162,7 +163,7 @@ def solve_in_turn(
         leave_if_stopped()
         if schedule.noise(step) <= highest:
             total, count = total + images_of(problem, state), count + 1
-    return total / count, taken
+    return total / count, state.low_rank, taken
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,8 @@ class Followed:
     ----------
     image
         complex `(frames, height, width)` of unit scale.
+    low_rank
+        the last low-rank images of the same run; None where there are none.
     schedule
         what was decided; its errors are those of `mri.holdout.missing_error`.
     without
@@ -184,6 +187,7 @@ class Followed:
     """
 
     image: Tensor
+    low_rank: Tensor | None
     schedule: Schedule
     without: Tensor | None
     log: tuple[dict[str, float], ...] = ()
@@ -237,7 +241,7 @@ def cascade_in_turn(
     the OU, so `settings` favours none.
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
-        return Followed(result.image, Schedule(), result.without_held_out)
+        return Followed(result.image, result.low_rank, Schedule(), result.without_held_out)
     assert result.halfway is not None and result.halfway_without is not None
     held, unit = result.held_out.admission | result.held_out.settings, result.without_held_out
     reduced = problem.restricted(result.held_out.kept)
@@ -246,10 +250,10 @@ def cascade_in_turn(
         held_out_error(problem, held, image, problem.noise_std) for image in (result.halfway_without.low_rank, unit)
     )
 
-    def solve(one: Problem, places: tuple[int, ...], halfway: Iterate) -> tuple[Tensor, list[dict[str, float]]]:
+    def solve(one: Problem, places: tuple[int, ...], halfway: Iterate) -> tuple[Tensor, Tensor, list[dict[str, float]]]:
         own = [priors[place] for place in places]
-        image, taken = solve_in_turn(one, own, result, halfway, (middle, end), seed, bar)
-        return image, [{**step, "prior": places[int(step["prior"])]} for step in taken]
+        image, low_rank, taken = solve_in_turn(one, own, result, halfway, (middle, end), seed, bar)
+        return image, low_rank, [{**step, "prior": places[int(step["prior"])]} for step in taken]
 
     schedules = [motion_schedule(one, result.settings.motion_steps) for one in (reduced, problem)]
     needed = sum(len(turns(schedule, len(priors))) for schedule in schedules)  # passes of a trial and the final run
@@ -262,13 +266,13 @@ def cascade_in_turn(
         whole = partial(solve, problem, places, result.halfway)
         # after a rejection a further one is likely: then the final run waits
         with beside(whole, problem.measured.device) if places == every else nullcontext(whole) as final:
-            tried, trial = solve(reduced, places, result.halfway_without)
+            tried, _, trial = solve(reduced, places, result.halfway_without)
             passes += len(trial)
             tried = unit + within_reach(problem, tried - unit)
             if trial:  # without passes, only the thresholds differ: keep the OU's result
                 far, share = how_far(problem, held, unit, tried)
             if far:
-                image, taken = final()
+                image, low_rank, taken = final()
                 if not taken:  # no prior was applied: likewise
                     far = 0.0
                 break
@@ -278,11 +282,11 @@ def cascade_in_turn(
             bar.total = bar.n
             bar.refresh()
         schedule = Schedule((), (0.0,) * len(priors), before, count, before, before, 0.0)
-        return Followed(result.image, schedule, unit, passes=passes)
+        return Followed(result.image, result.low_rank, schedule, unit, passes=passes)
     # on average; 0 of a prior that was left out or does not know the noise levels of its turns
     own = [[one["step_size"] for one in taken if one["prior"] == place] for place in every]
     sizes = tuple(sum(each) / max(len(each), 1) for each in own)
     after, alone = before * (1 - share) ** 0.5, None if places == every else places[0]
     schedule = Schedule((), sizes, before, count, before, after, far, alone)
     image = result.image + far * within_reach(problem, image - result.image)
-    return Followed(image, schedule, unit + far * (tried - unit), tuple(taken), passes + len(taken))
+    return Followed(image, low_rank, schedule, unit + far * (tried - unit), tuple(taken), passes + len(taken))

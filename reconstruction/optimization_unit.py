@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -41,6 +42,16 @@ LIBRARIES_GB, IMAGES_HELD, COIL_IMAGES_HELD, PRIORS_HELD = 0.5, 32, 8, 130
 CENTRE_SHARE = 0.5  # motion: with the central line in fewer of the frames, it is shared for the first half of the steps
 CHECK_STEPS = 16  # motion: steps that suffice to see whether it does harm
 PUT_BACK_ESTIMATED = 0.2  # share of the measured samples that is put back where σ is estimated
+
+
+class Solved(NamedTuple):
+    """Images by the OU, complex `(frames, height, width)` of unit scale. Of low rank along the motion also the state
+    after half of the steps, for priors to go on from, and the last low-rank images, before samples are put back.
+    """
+
+    image: Tensor
+    halfway: Iterate | None = None
+    low_rank: Tensor | None = None
 
 
 class OptimizationUnit:
@@ -78,20 +89,18 @@ class OptimizationUnit:
         return image
 
     def solve(self, problem: Problem, steps: int = 0) -> Tensor:
-        """Images by the OU without any network, see `solve_and_halfway`."""
-        return self.solve_and_halfway(problem, steps)[0]
+        """Images by the OU without any network, see `solved`."""
+        return self.solved(problem, steps).image
 
-    def solve_and_halfway(self, problem: Problem, steps: int = 0) -> tuple[Tensor, Iterate | None]:
-        """Images by the OU without any network, from view sharing: `(frames, height, width)` of unit scale.
-
-        Also, along the motion, the state after half of the steps, for priors to go on from.
+    def solved(self, problem: Problem, steps: int = 0) -> Solved:
+        """Images by the OU without any network, from view sharing.
 
         `llr`: FISTA. `hankel`: projection and data consistency in turn. `motion`: low rank along the motion, in `steps`
         steps (0: as the settings say); its result is the low-rank image, with the measured samples put back as far as
         they are free of noise.
         """
         model, y, ou = problem.model, problem.measured, self.settings
-        image, halfway = problem.view_sharing(), None
+        image, halfway, low_rank = problem.view_sharing(), None, None
         if self.operator == "llr":
             image = fista_locally_low_rank(
                 image, model, y, LLR_FLOOR, LLR_PATCHES, ou.llr_iterations, ANNEAL, self.seed
@@ -100,11 +109,11 @@ class OptimizationUnit:
             half = motion_schedule(problem, steps or ou.motion_steps).steps // 2
             for step, last in enumerate(self.along_motion(image, problem, steps), 1):
                 halfway = last if step == half else halfway
-            image = images_of(problem, last)
+            image, low_rank = images_of(problem, last), last.low_rank
         if self.hankel is not None:
             for _ in tqdm(range(HANKEL_ITERATIONS), desc="OU (hankel)", leave=False, disable=None):
                 image = model.consistent(self.hankel(image), y)
-        return image, halfway
+        return Solved(image, halfway, low_rank)
 
     def along_motion(self, start: Tensor, problem: Problem, steps: int = 0) -> Iterator[Iterate]:
         """Images after every step of `mri.lowrank.along_motion`, with the settings of this OU."""
@@ -270,6 +279,8 @@ class OUResult:
         share of the error of view sharing at the held-out samples that the OU removes.
     halfway, halfway_without
         state after half of the steps along the motion, with all samples and without the held-out ones.
+    low_rank
+        the last low-rank images along the motion, before samples were put back.
     """
 
     image: Tensor
@@ -281,6 +292,7 @@ class OUResult:
     gain: float | None = None
     halfway: Iterate | None = None
     halfway_without: Iterate | None = None
+    low_rank: Tensor | None = None
 
 
 def run_optimization_unit(
@@ -303,22 +315,25 @@ def run_optimization_unit(
         return OUResult(unit.solve(problem), settings)
     reduced = problem.restricted(held_out.kept)
     start = reduced.view_sharing()
-    chosen, final, without, gain, half, half_without = None, None, start, 0.0, None, None
+    chosen, final, without, gain, half_without = None, None, start, 0.0, None
     with _bar(sum(motion_schedule(one, settings.motion_steps).steps for one in (reduced, problem))) as bar:
         for operator in dict.fromkeys((unit.operator, "llr")):
             candidate = replace(settings, operator=operator)
             one, other = (OptimizationUnit(candidate, seed, bar, share) for _ in range(2))
-            job = partial(one.solve_and_halfway, problem)
+            job = partial(one.solved, problem)
             with beside(job, problem.measured.device) if operator == "motion" else contextlib.nullcontext(job) as whole:
-                image, found = other.solve_and_halfway(reduced, check_steps)
+                image, found, _ = other.solved(reduced, check_steps)
                 better = improvement(
                     problem.model, problem.measured, held_out.settings, start, image, problem.held_out_noise
                 )
                 # a few lines cannot tell two good operators apart: the requested one is dropped only if it does harm
                 if better.share > 0 and (better.is_clear or operator == unit.operator):
                     chosen, without, gain, half_without = candidate, image, better.share, found
-                    final, half = whole()
+                    final = whole()
                     break
     if final is None:
-        final = problem.view_sharing()
-    return OUResult(final, chosen or settings, held_out, without, start, chosen is None, gain, half, half_without)
+        final = Solved(problem.view_sharing())
+    return OUResult(
+        final.image, chosen or settings, held_out, without, start, chosen is None, gain, final.halfway, half_without,
+        final.low_rank,
+    )  # fmt: skip

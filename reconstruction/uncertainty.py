@@ -1,11 +1,13 @@
 """Where a reconstruction is likely to be wrong: a standard deviation per pixel and frame, without a reference.
 
 Three reconstructions of a scan are available at no extra cost: the final result, the OU alone, and the result without
-the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank and denoisers add a
-bias common to all, largest where the result is far from view sharing (distance). The squared error is modelled as a
-product of powers of the two; for lines, its mean is the geometric mean of the model's own and of the level estimated
-from the held-out lines.
+the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank leaves a bias common
+to all, largest where the result is far from the last low-rank images (correction); and errors are larger where there is
+more signal (brightness). The squared error is modelled as a product of powers of the three; for lines, its mean also
+follows the level estimated from the held-out lines.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch.nn.functional import avg_pool2d
@@ -16,20 +18,28 @@ from reconstruction.prepare import Problem
 
 Tensor = torch.Tensor
 
-# Fitted on 80 simulated scans by maximum likelihood (error² exponentially distributed about its prediction) with
-# `python -m benchmarks.fit_likely_error`: R = 3 … 10, lines and spokes, noise 0 to 0.02, one to eight coils;
-# benchmarks/results/calibration judges them on other scans.
-SPREAD, DISTANCE = 0.57, 0.17  # error² ~ (spread²)^SPREAD · (distance²)^DISTANCE
-GAIN, GAIN_SCATTERED = 0.34, 0.18  # times this: of lines, see `modelled`, and of single samples (radial)
-FLOOR = 1e-8  # added to both squares: nothing is certain to the last bit
+# Fitted with `python -m benchmarks.fit_likely_error` to 80 simulated scans, half of them hearts: R = 3 … 10, lines and
+# spokes, noise 0 to 0.02, one to eight coils; benchmarks/results/calibration judges them on other scans. error² ~
+# (spread²)^SPREAD · (correction²)^CORRECTION · (brightness²)^BRIGHTNESS
+SPREAD, CORRECTION, BRIGHTNESS = 0.678, 0.216, 0.044
+LEVEL = 0.102  # power of the level of the held-out lines, relative to the mean of the product
+GAIN, GAIN_SCATTERED = 2.80, 3.95  # times this: of lines, and of single samples (radial)
+FLOOR = 1e-8  # added to all squares: nothing is certain to the last bit
 NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
-NOISE_LEFT = 0.75  # share of the noise power taken from distance²: it brings 0.4 to 0.7, and somewhat more fits better
 ESTIMATED = 0.75  # share of the noise power that is subtracted from held-out samples where σ is an upper bound
 LEAST = 0.25  # smallest share of the squared error that remains once the held-out samples are used
 
 
+class Evidence(NamedTuple):
+    """What the likely error is made from: squares of unit scale, real `(frames, height, width)`."""
+
+    spread: Tensor
+    correction: Tensor
+    brightness: Tensor
+
+
 def likely_error(
-    image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float, level: float | None = None
+    image: Tensor, without: Tensor, alone: Tensor | None, low_rank: Tensor, level: float | None = None
 ) -> Tensor:
     """Standard deviation of the complex image error: real `(frames, height, width)`, of unit scale.
 
@@ -40,15 +50,13 @@ def likely_error(
     without
         the result without the held-out samples (`mri.holdout.hold_out_sets`).
     alone
-        the result of the OU alone; equal to `image` if the priors were rejected.
-    start
-        view sharing, the starting point of all three.
-    noise_std
-        noise σ per complex k-space sample, in units of the scan's scale.
+        the result of the OU alone; None if the priors were rejected.
+    low_rank
+        the last low-rank images of the run that led to `image`, before samples were put back.
     level
         mean squared error of the missing samples by the held-out ones, see `held_out_level`; None where not known.
     """
-    return modelled(*evidence(image, without, alone, start, noise_std), level).sqrt()
+    return modelled(evidence(image, without, alone, low_rank), level).sqrt()
 
 
 def held_out_level(problem: Problem, held_out: HeldOut, image: Tensor, without: Tensor) -> float | None:
@@ -67,33 +75,31 @@ def held_out_level(problem: Problem, held_out: HeldOut, image: Tensor, without: 
     return max(power - (image - without).abs().square().mean().item(), LEAST * power)
 
 
-def evidence(
-    image: Tensor, without: Tensor, alone: Tensor, start: Tensor, noise_std: float
-) -> tuple[Tensor, Tensor]:
-    """Spread² and distance² of every pixel, see `likely_error`: real `(frames, height, width)`.
+def evidence(image: Tensor, without: Tensor, alone: Tensor | None, low_rank: Tensor) -> Evidence:
+    """Spread², correction² and brightness² of every pixel, see `likely_error`.
 
-    Spread² is the geometric mean of its value in the frame and its average over time: a pixel that the samples of one
-    frame do not determine is usually undetermined in the others too. The noise of view sharing is subtracted from
-    distance², which is never less than spread².
+    Spread² is the geometric mean of three squared differences: from `without`, in the frame and averaged over time (a
+    pixel that the samples of one frame do not determine is usually undetermined in the others too), and from `alone`.
     """
-    power = _local_power(image - without) + _local_power(image - alone)
-    spread = (power * power.mean(dim=0)).sqrt()
-    return spread, (_local_power(image - start) - NOISE_LEFT * noise_std**2).maximum(spread)
+    apart = _local_power(image - without) + FLOOR
+    priors = apart if alone is None else _local_power(image - alone) + FLOOR
+    spread = (apart * apart.mean(dim=0) * priors) ** (1 / 3)
+    return Evidence(spread, _local_power(image - low_rank) + FLOOR, _local_power(image) + FLOOR)
 
 
 def modelled(
-    spread, distance, level: float | None, gains: tuple[float, float] = (GAIN, GAIN_SCATTERED),
-    of_spread: float = SPREAD, of_distance: float = DISTANCE,
+    found: Evidence, level: float | None, gains: tuple[float, float] = (GAIN, GAIN_SCATTERED),
+    powers: tuple[float, float, float] = (SPREAD, CORRECTION, BRIGHTNESS), of_level: float = LEVEL,
 ):  # fmt: skip
-    """Squared error from spread² and distance², tensors or arrays, of unit scale.
+    """Squared error of unit scale, from squares that are tensors or arrays.
 
-    The product of their powers, m, locates the error but predicts its overall size less well; `level` gives only that
-    size, from few samples. If `level` is known, the mean error² is proportional to √(mean of m · level).
+    The product of their powers, m, locates the error and also predicts its size; `level` adds to that what few samples
+    tell. If `level` is known, the mean error² is proportional to (mean of m)^(1 − LEVEL) · level^LEVEL.
     """
-    shape = (spread + FLOOR) ** of_spread * (distance + FLOOR) ** of_distance
+    shape = found.spread ** powers[0] * found.correction ** powers[1] * found.brightness ** powers[2]
     if level is None:
         return gains[1] * shape
-    return gains[0] * shape * (max(level, FLOOR) / shape.mean()) ** 0.5
+    return gains[0] * shape * (max(level, FLOOR) / shape.mean()) ** of_level
 
 
 def _local_power(difference: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ Lindenstrauss) and hold no image. Recorded at commit 98c97d2 on 2026-11-25; the 
 Recorded again on 2026-11-26: the radial rows (1.1e-3 by rounding alone), the error map, and `gldm_synthetic` where
 priors are followed; the latter again on 2026-11-27 with `error map`, since held-out samples decide how far;
 `gldm_synthetic` and `error map` three more times that day: after phase rotation was added, after LM was trained
-further, and after GM was retrained and the thresholds between the priors changed.
+further, and after GM was retrained and the thresholds between the priors changed; `error map` on 2026-11-28, when the
+last low-rank images replaced view sharing in it.
 
 Who may replace them: the rows `ou_only`, `llr` and `hankel` the work on the optimization unit, the rows
 `gldm_synthetic`, `error map` and `train …` the work on the priors, which also moves with the optimization unit.

@@ -119,7 +119,7 @@ def test_with_noise_the_last_steps_are_averaged(problem, network, noise_std, kno
     images = [images_of(found, state) for state in steps]
     limit = (1 + tail) * schedule.noise(count - 1)
     averaged = [image for step, image in enumerate(images, count // 2) if schedule.noise(step) <= 1.0001 * limit]
-    image, _ = solve_in_turn(found, [prior], ou, ou.halfway, (0.0, 0.01), 0)
+    image, _, _ = solve_in_turn(found, [prior], ou, ou.halfway, (0.0, 0.01), 0)
     assert (len(averaged) > 1) == (noise_std > 0) and len(averaged) < count // 2
     assert torch.allclose(image, torch.stack(averaged).mean(0), atol=1e-6)
 

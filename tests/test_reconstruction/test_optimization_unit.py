@@ -16,6 +16,7 @@ from mri.phantom import make_phantom, simulate_scan
 from mri.scan import Scan
 from reconstruction.optimization_unit import (
     OptimizationUnit,
+    Solved,
     motion_schedule,
     put_back,
     run_optimization_unit,
@@ -71,7 +72,7 @@ def test_what_does_harm_is_left(request, problem, monkeypatch, threads):
     harmful, before, ends = {"motion"}, torch.get_num_threads(), []
     request.addfinalizer(lambda: torch.set_num_threads(before))
     torch.set_num_threads(threads)
-    solve = OptimizationUnit.solve_and_halfway
+    solve = OptimizationUnit.solved
 
     def spoilt(unit, one, steps=0):
         if unit.operator not in harmful:
@@ -81,9 +82,9 @@ def test_what_does_harm_is_left(request, problem, monkeypatch, threads):
                 leave_if_stopped()
                 time.sleep(0.001)
             ends.append("not stopped")
-        return 0 * one.view_sharing(), None
+        return Solved(0 * one.view_sharing())
 
-    monkeypatch.setattr(OptimizationUnit, "solve_and_halfway", spoilt)
+    monkeypatch.setattr(OptimizationUnit, "solved", spoilt)
     result = run_optimization_unit(problem, SHORT)
     assert result.settings.operator == "llr" and not result.is_start and result.gain > 0
     harmful.add("llr")

@@ -169,7 +169,7 @@ def test_the_first_noise_level_is_raised_as_held_out_samples_would():
     once, twice = (SimulatedRun(scan._replace(estimate=by), objective.context, 0.2, "local") for by in estimates)
     problem, half = scan.problem(), once.schedule.steps // 2
     unit = OptimizationUnit(OUSettings(operator="motion"), bar=tqdm(total=1, disable=True))
-    halfway = unit.solve_and_halfway(problem)[1].low_rank
+    halfway = unit.solved(problem).halfway.low_rank
     assert half < min(once.turns) + 2
     error = (halfway - scan.clean).abs().square().mean().item() ** 0.5 / 2**0.5
     assert once.error_std == pytest.approx(error, rel=1e-3)
