@@ -272,7 +272,8 @@ def reconstruct_problem(
             assert result.held_out is not None
             error_power = held_out_level(problem, result.held_out, x, without)
             alone = None if x is result.image else result.image
-            deviation = likely_error(x, without, alone, unit(x) if low_rank is None else low_rank, error_power)
+            low_rank = unit(x) if low_rank is None else low_rank  # llr: one more step
+            deviation = likely_error(x, without, alone, low_rank, error_power)
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
         notes += report_notes(problem, result, without)

@@ -40,11 +40,15 @@ FIRST_SEED = 50000  # of the scenes; training draws its own from all numbers bel
 FIRST_SETTING = 90000  # first seed of the sampling and noise settings, kept independent of the scene content
 PATTERNS = ("uniform", "uniform", "random", "radial")
 NOISE = (0.0, 0.0, 0.005, 0.01, 0.02)  # σ over the brightest pixel, known
-HEART_EVERY, HEART_COILS, HEART_NOISE = 2, (1, 4, 8), (0.0, 0.01, 0.02)  # every other one is a heart, σ not known
+HEART_EVERY, HEART_COILS, HEART_NOISE = 2, (1, 4, 8), (0.0, 0.01, 0.02)  # every second scan is a heart, σ not known
 FEWEST = 10  # scans
 PIXELS = 6000  # drawn of each scan, so that all count alike
 COLUMNS = ("scene", "pattern", "acceleration", "noise", "coils", "rank_correlation", "rank_correlation_3x3", "auc",
            "within_1_5")  # fmt: skip
+
+
+def is_heart(number: int) -> bool:
+    return number % HEART_EVERY == HEART_EVERY - 1
 
 
 def simulate(number: int) -> tuple[Scan, Reference, dict]:
@@ -54,7 +58,7 @@ def simulate(number: int) -> tuple[Scan, Reference, dict]:
     size, frames = draw.choice((64, 96)), draw.choice((12, 16))
     mask = make_mask(pattern, (frames, size, size), acceleration, 0 if pattern == "radial" else 8, number)
     coils = 1
-    if number % HEART_EVERY == HEART_EVERY - 1:
+    if is_heart(number):
         coils, noise = draw.choice(HEART_COILS), draw.choice(HEART_NOISE)
         heart = simulate_scan("heart", frames, size, FIRST_SEED + number, coils, noise)
         scan, image = Scan.from_arrays(heart.kspace, mask), heart.image
@@ -82,8 +86,8 @@ class Constants(NamedTuple):
 
 
 def observed(scan: Scan, reference: Reference, job: Job, priors: list) -> Observed | None:
-    """Error, and what the likely error is made from; None without held-out samples, or where low rank along the motion
-    is not the result.
+    """Error, and what the likely error is computed from; None without held-out samples, or where low rank along the
+    motion is not the result.
     """
     problem = prepare(scan, job.prepare)
     result = run_optimization_unit(problem, with_operator(job.ou, "cascade"), job.seed)
@@ -109,7 +113,7 @@ def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
     """The constants of largest likelihood: error² exponentially distributed about its prediction.
 
     The powers tell where in a scan its errors are: they are fitted to the scans of lines, each with a gain of its own.
-    LEVEL and GAIN then tell how they differ between these scans, and GAIN_SCATTERED is fitted to the others.
+    LEVEL and GAIN then describe how errors differ between these scans, and GAIN_SCATTERED is fitted to the others.
 
     Raises
     ------
@@ -163,7 +167,7 @@ def main() -> None:
     out, config = Path(flags.out), get_config()
     refuse_existing(out, flags.overwrite)
     if flags.scenes < FEWEST:
-        raise InputError(f"--scenes: at least {FEWEST}, so that each half has scans of lines and of single samples.")
+        raise InputError(f"--scenes: at least {FEWEST}, so that scenes and hearts come with lines and spokes.")
     config.sampling.sampler = "cascade"
     job, priors = Job.from_config(config, 0), [load_shipped(name, "cascade") for name in MODELS]
     scans, said = [], []
@@ -172,7 +176,10 @@ def main() -> None:
         if (found := observed(scan, reference, job, priors)) is not None:
             scans.append(found)
             said.append(description)
-    groups = {"all": scans, "every other scan": scans[::2], "the others": scans[1::2]}
+    hearts = [is_heart(description["scene"]) for description in said]
+    groups = {"all": scans}
+    groups |= {name: [scan for scan, one in zip(scans, hearts, strict=True) if one == which]
+               for name, which in (("scenes alone", False), ("hearts alone", True))}  # fmt: skip
     constants = {name: fit(group) for name, group in groups.items()}
     rows = []
     for description, scan in zip(said, scans, strict=True):

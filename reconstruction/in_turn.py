@@ -175,7 +175,7 @@ class Followed:
     image
         complex `(frames, height, width)` of unit scale.
     low_rank
-        the last low-rank images of the same run; None where there are none.
+        the last low-rank images, of the priors' run if they were followed; None where there are none.
     schedule
         what was decided; its errors are those of `mri.holdout.missing_error`.
     without

@@ -45,8 +45,8 @@ PUT_BACK_ESTIMATED = 0.2  # share of the measured samples that is put back where
 
 
 class Solved(NamedTuple):
-    """Images by the OU, complex `(frames, height, width)` of unit scale. Of low rank along the motion also the state
-    after half of the steps, for priors to go on from, and the last low-rank images, before samples are put back.
+    """Images by the OU, complex `(frames, height, width)` of unit scale. With low rank along the motion, also the state
+    after half of the steps, from which priors go on, and the last low-rank images, before samples are put back.
     """
 
     image: Tensor

@@ -1,10 +1,10 @@
 """Where a reconstruction is likely to be wrong: a standard deviation per pixel and frame, without a reference.
 
-Three reconstructions of a scan are available at no extra cost: the final result, the OU alone, and the result without
-the held-out samples. Where they differ, the samples do not determine the image (spread). Low rank leaves a bias common
-to all, largest where the result is far from the last low-rank images (correction); and errors are larger where there is
-more signal (brightness). The squared error is modelled as a product of powers of the three; for lines, its mean also
-follows the level estimated from the held-out lines.
+Three reconstructions of a scan and the last low-rank images are available at no extra cost: the final result, the OU
+alone, and the result without the held-out samples. Where they differ, the samples do not determine the image (spread).
+Low rank leaves a bias common to all, largest where the result is far from the last low-rank images (correction); and
+errors are larger where there is more signal (brightness). The squared error is modelled as a product of powers of the
+three; for lines, its mean also follows the level estimated from the held-out lines.
 """
 
 from typing import NamedTuple
@@ -25,13 +25,16 @@ SPREAD, CORRECTION, BRIGHTNESS = 0.678, 0.216, 0.044
 LEVEL = 0.102  # power of the level of the held-out lines, relative to the mean of the product
 GAIN, GAIN_SCATTERED = 2.80, 3.95  # times this: of lines, and of single samples (radial)
 FLOOR = 1e-8  # added to all squares: nothing is certain to the last bit
+# correction², as a share of spread². Without it the likely error was half of the true one if the priors are rejected
+# and noise dominates: hardly any of the samples is put back then, and the result is the low-rank image itself
+LEAST_CORRECTION = 0.01
 NEIGHBOURHOOD = 3  # pixels; a single difference is a poor estimate of a variance
 ESTIMATED = 0.75  # share of the noise power that is subtracted from held-out samples where σ is an upper bound
 LEAST = 0.25  # smallest share of the squared error that remains once the held-out samples are used
 
 
 class Evidence(NamedTuple):
-    """What the likely error is made from: squares of unit scale, real `(frames, height, width)`."""
+    """What the likely error is computed from: squares of unit scale, real `(frames, height, width)`."""
 
     spread: Tensor
     correction: Tensor
@@ -52,7 +55,8 @@ def likely_error(
     alone
         the result of the OU alone; None if the priors were rejected.
     low_rank
-        the last low-rank images of the run that led to `image`, before samples were put back.
+        the last low-rank images of the run that led to `image`, before samples were put back; with priors that are
+        followed in part, of the run that follows them wholly.
     level
         mean squared error of the missing samples by the held-out ones, see `held_out_level`; None where not known.
     """
@@ -80,11 +84,13 @@ def evidence(image: Tensor, without: Tensor, alone: Tensor | None, low_rank: Ten
 
     Spread² is the geometric mean of three squared differences: from `without`, in the frame and averaged over time (a
     pixel that the samples of one frame do not determine is usually undetermined in the others too), and from `alone`.
+    Correction² is at least LEAST_CORRECTION of it.
     """
     apart = _local_power(image - without) + FLOOR
     priors = apart if alone is None else _local_power(image - alone) + FLOOR
     spread = (apart * apart.mean(dim=0) * priors) ** (1 / 3)
-    return Evidence(spread, _local_power(image - low_rank) + FLOOR, _local_power(image) + FLOOR)
+    correction = (_local_power(image - low_rank) + FLOOR).maximum(LEAST_CORRECTION * spread)
+    return Evidence(spread, correction, _local_power(image) + FLOOR)
 
 
 def modelled(
@@ -93,8 +99,9 @@ def modelled(
 ):  # fmt: skip
     """Squared error of unit scale, from squares that are tensors or arrays.
 
-    The product of their powers, m, locates the error and also predicts its size; `level` adds to that what few samples
-    tell. If `level` is known, the mean error² is proportional to (mean of m)^(1 − LEVEL) · level^LEVEL.
+    The product of their powers, m, locates the error and also predicts its size; `level` adds what the few held-out
+    samples tell about it. If `level` is known, the mean error² is proportional to
+    (mean of m)^(1 − LEVEL) · level^LEVEL.
     """
     shape = found.spread ** powers[0] * found.correction ** powers[1] * found.brightness ** powers[2]
     if level is None:

@@ -10,7 +10,7 @@ from models.prior import load_shipped
 from mri.fourier import fft2c
 from mri.scan import Scan
 from reconstruction.settings import MODELS
-from reconstruction.uncertainty import Evidence
+from reconstruction.uncertainty import FLOOR, Evidence
 from run_lib import Job
 from utils.errors import InputError
 
@@ -24,7 +24,7 @@ def test_known_constants_are_found():
         scans.append(one._replace(error=np.sqrt(predicted(one, known) * rng.exponential(size=squares.spread.shape))))
     found = fit(scans)
     assert found.powers == pytest.approx(known.powers, abs=0.03) and found.of_level == pytest.approx(0.25, abs=0.03)
-    assert (found.gain, found.gain_scattered) == pytest.approx((known.gain, known.gain_scattered), abs=0.2)
+    assert (found.gain, found.gain_scattered) == pytest.approx((known.gain, known.gain_scattered), rel=0.2)
     for kind in (scans[:3], scans[3:]):
         with pytest.raises(InputError, match="give more --scenes"):
             fit(kind)
@@ -47,7 +47,8 @@ def test_what_the_cascade_leaves_is_observed():
     assert 0.3 < np.mean(error**2) / level < 3
     assert all(one.shape == error.shape == reference.image.shape for one in squares)
     assert 0 < np.median(error) < 0.1  # images are of unit scale
-    assert squares.spread.mean() < 0.1 * squares.brightness.mean() and squares.correction.mean() > 0
+    assert squares.spread.mean() < 0.1 * squares.brightness.mean()
+    assert 100 * FLOOR < np.median(squares.correction) < np.median(squares.brightness) / 10
     full = Scan.from_arrays(fft2c(reference.image), torch.ones_like(scan.mask), noise_std=0.0)  # nothing to hold out
     assert observed(full, reference, Job.from_config(config, 0), priors) is None
     config.ou.operator = "llr"  # priors do not go on from its result

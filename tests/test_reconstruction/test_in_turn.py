@@ -116,10 +116,12 @@ def test_with_noise_the_last_steps_are_averaged(problem, network, noise_std, kno
         ou.halfway, found.model, found.measured, OU.motion_patches, schedule_with_priors(schedule, found, 0.01),
         found.periodic, 0, follow_priors([prior], schedule, found.periodic), count // 2,
     )  # fmt: skip
-    images = [images_of(found, state) for state in steps]
+    states = list(steps)
+    images, last = [images_of(found, state) for state in states], states[-1]
     limit = (1 + tail) * schedule.noise(count - 1)
     averaged = [image for step, image in enumerate(images, count // 2) if schedule.noise(step) <= 1.0001 * limit]
-    image, _, _ = solve_in_turn(found, [prior], ou, ou.halfway, (0.0, 0.01), 0)
+    image, low_rank, _ = solve_in_turn(found, [prior], ou, ou.halfway, (0.0, 0.01), 0)
+    assert torch.equal(low_rank, last.low_rank)
     assert (len(averaged) > 1) == (noise_std > 0) and len(averaged) < count // 2
     assert torch.allclose(image, torch.stack(averaged).mean(0), atol=1e-6)
 

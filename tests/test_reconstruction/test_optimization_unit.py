@@ -60,6 +60,8 @@ def test_what_is_held_out_is_not_seen(coils):
     result = run_optimization_unit(problem, SHORT)
     assert result.settings == SHORT and not result.is_start and 0.02 < result.gain < 1
     assert torch.equal(result.image, OptimizationUnit(SHORT).solve(problem))
+    consistent = problem.model.consistent(result.low_rank, problem.measured)
+    assert torch.allclose(result.image, result.low_rank + put_back(problem) * (consistent - result.low_rank), atol=1e-6)
     kept = result.held_out.kept
     assert torch.equal(result.held_out.settings, hold_out_sets(problem.model.mask, 0).settings)
     assert torch.equal(result.without_held_out, OptimizationUnit(SHORT).solve(problem.restricted(kept)))
@@ -86,7 +88,7 @@ def test_what_does_harm_is_left(request, problem, monkeypatch, threads):
 
     monkeypatch.setattr(OptimizationUnit, "solved", spoilt)
     result = run_optimization_unit(problem, SHORT)
-    assert result.settings.operator == "llr" and not result.is_start and result.gain > 0
+    assert result.settings.operator == "llr" and not result.is_start and result.gain > 0 and result.low_rank is None
     harmful.add("llr")
     result = run_optimization_unit(problem, SHORT)
     assert result.is_start and torch.equal(result.image, problem.view_sharing()) and result.gain == 0

@@ -15,9 +15,13 @@ from reconstruction.uncertainty import (
     BRIGHTNESS,
     CORRECTION,
     ESTIMATED,
+    GAIN,
+    GAIN_SCATTERED,
     LEAST,
+    LEAST_CORRECTION,
     LEVEL,
     SPREAD,
+    evidence,
     held_out_level,
     likely_error,
 )
@@ -104,6 +108,25 @@ def test_the_level_of_the_held_out_samples_counts():
     other = 0.01 * torch.randn(image.shape, dtype=torch.complex64, generator=generator)
     low, high = (likely_error(image, other, None, 0.3 * other, level) for level in (1e-4, 1e-2))
     assert torch.allclose(high / low, torch.tensor(100 ** (LEVEL / 2)))
+
+
+def test_where_hardly_anything_is_put_back_the_spread_is_the_lower_bound():
+    image, generator = torch.ones(4, 32, 32, dtype=torch.complex64), torch.Generator().manual_seed(0)
+    without = image + 0.02 * torch.randn(image.shape, dtype=torch.complex64, generator=generator)
+    none, little, much = (likely_error(image, without, None, image + far) for far in (0.0, 1e-4, 0.1))
+    assert torch.equal(none, little) and (much > 1.5 * none).all()
+    found = evidence(image, without, None, image)
+    assert torch.equal(found.correction, LEAST_CORRECTION * found.spread)
+
+
+@pytest.mark.parametrize("level,gain", [(1e-4, GAIN), (None, GAIN_SCATTERED)])
+def test_the_size_is_that_of_the_product(level, gain):
+    """Equal everywhere: 0.01 from both others, 0.001 from low rank, brightness 0.5."""
+    image = torch.full((4, 32, 32), 0.5, dtype=torch.complex64)
+    found = likely_error(image, image + 0.01, image - 0.01, image + 0.001, level)
+    product = 1e-4**SPREAD * 1e-6**CORRECTION * 0.25**BRIGHTNESS
+    expected = (gain * product * ((level / product) ** LEVEL if level else 1)) ** 0.5
+    assert torch.allclose(found, torch.tensor(expected), rtol=0.01) and 0.002 < expected < 0.02
 
 
 def test_agreement_of_known_maps():
