@@ -131,19 +131,18 @@ def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
         missing = "single samples" if lines else "lines"
         raise InputError(f"none of the {len(scans)} scans measured {missing}; give more --scenes.")
 
-    def gains(group: list[Observed], powers: np.ndarray, of_level: float) -> np.ndarray:  # of largest likelihood
+    def without_gain(group: list[Observed], powers: np.ndarray, of_level: float) -> list[np.ndarray]:
         ones = Constants(tuple(powers), of_level, 1.0, 1.0)
-        return np.array([np.mean(one.error**2 / predicted(one, ones)) for one in group])
+        return [predicted(one, ones) for one in group]
 
-    def surprise(powers: np.ndarray, of_level: float, own: bool) -> float:
-        every = gains(lines, powers, of_level)
-        if not own:
-            every[:] = every.mean()
-        terms = []
-        for one, gain in zip(lines, every, strict=True):
-            mean = predicted(one, Constants(tuple(powers), of_level, gain, 1.0))
-            terms.append(np.mean(np.log(mean) + one.error**2 / mean))
-        return float(np.mean(terms))
+    def gains(group: list[Observed], shapes: list[np.ndarray]) -> np.ndarray:  # of each scan, of largest likelihood
+        return np.array([np.mean(one.error**2 / shape) for one, shape in zip(group, shapes, strict=True)])
+
+    def surprise(powers: np.ndarray, of_level: float, gain_each: bool) -> float:
+        shapes = without_gain(lines, powers, of_level)
+        each = gains(lines, shapes)
+        gain = each if gain_each else each.mean()
+        return float(np.mean(np.log(gain) + [np.mean(np.log(shape)) for shape in shapes] + each / gain))
 
     start = np.array([SPREAD, CORRECTION, BRIGHTNESS])
     options = {"initial_simplex": np.vstack([start, start + np.eye(3) / 4]), "maxiter": 1000, "xatol": 1e-3,
@@ -154,8 +153,8 @@ def fit(scans: Sequence[Observed], seed: int = 0) -> Constants:
     )
     if not found.success or not level.success:
         raise InputError(f"the fit to {len(scans)} scans does not converge; give more --scenes.")
-    own = [float(gains(group, found.x, level.x).mean()) for group in (lines, scattered)]
-    return Constants(tuple(found.x.tolist()), float(level.x), *own)
+    own = [gains(group, without_gain(group, found.x, level.x)).mean() for group in (lines, scattered)]
+    return Constants(tuple(found.x.tolist()), float(level.x), *map(float, own))
 
 
 def main() -> None:
