@@ -5,6 +5,7 @@ Priors of moving scenes, the default, run within the OU (`reconstruction.in_turn
 scale; the forward model A and the measurement y of a scan come from `reconstruction.prepare`.
 """
 
+import os
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,7 +20,7 @@ from mri.scan import Scan
 from mri.weighting import from_channels, to_channels
 from reconstruction.calibration import Schedule, calibrate
 from reconstruction.in_turn import Followed, cascade_in_turn
-from reconstruction.notes import misfit_notes, ou_note, priors_note, report_notes
+from reconstruction.notes import likely_note, misfit_notes, ou_note, priors_note, report_notes
 from reconstruction.optimization_unit import (
     OptimizationUnit,
     OUResult,
@@ -236,10 +237,15 @@ def reconstruct_problem(
     unit = OptimizationUnit(result.settings, seed)
     after_motion = unit.operator == "motion" and ou.after != "never" and not result.is_start
     notes = list(problem.notes)
+    if sum(model is None for model in models) == 1:
+        own, other = ("GM", "LM") if models[1] is None else ("LM", "GM")
+        notes.append(f"checkpoints: {own} as given, {other} the shipped one, which was trained on other images")
     x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
     extra: dict[str, Any] = {}
     deviation = None
     if sampling.sampler == "published":
+        seconds = sampling.iterations * len(priors) * (1 + NOISE_COPIES) * _seconds_of_a_pass(priors[0], x)
+        tqdm.write(f"GLDM (published): about {max(seconds, 1):.0f} s")
         with tqdm(total=sampling.iterations, desc="GLDM (published)") as bar:
             log = SamplerLog(bar)
             known = priors[0].network.architecture
@@ -276,7 +282,7 @@ def reconstruct_problem(
             deviation = likely_error(x, without, alone, low_rank, error_power)
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
-        notes += report_notes(problem, result, without)
+        notes += [*report_notes(problem, result, without), likely_note(deviation, result)]
     level = chi(A, x, y, problem.noise_std)
     notes += misfit_notes(problem, x, level)
     settings = {
@@ -309,11 +315,23 @@ def _start(problem: Problem, ou: OUSettings, sampling: SamplingSettings, seed: i
     return OUResult(problem.model.adjoint(problem.measured), ou)
 
 
+def _seconds_of_a_pass(prior: Prior, x: Tensor) -> float:
+    """Seconds that the network takes for all frames of x, measured on the second of two passes."""
+    k = to_channels(fft2c(x))
+    for _ in range(2):
+        begun = time.perf_counter()
+        prior.score(k, prior.sigma_max).flatten()[0].item()  # waits for a GPU
+    return time.perf_counter() - begun
+
+
 def _priors_in_order(
     models: tuple[Prior | None, Prior | None], sampling: SamplingSettings, device: torch.device
 ) -> list[Prior]:
     """GM and LM in the order of the cascade, checked against the sampler."""
     given = dict(zip(("global", "local"), models, strict=True))
+    for name, model in given.items():
+        if isinstance(model, str | os.PathLike):
+            raise InputError(f"{name}_model is {model!r}; load it with models.prior.load_prior(path).")
     run = (device, sampling.batch_size, sampling.precision, sampling.compile)
     priors = [given[name] or load_shipped(name, sampling.sampler, *run) for name in sampling.order]
     for name, prior in zip(sampling.order, priors, strict=True):

@@ -24,8 +24,8 @@ _CONTEXT = "GM always sees the temporal mean and neighbours, LM the nearest neig
 _NETWORK = "NCSN++ is built as published; other checkpoints are still read"
 _CONSTANT = "now fixed at its former default"
 _ADAPT = (
-    "adapting the priors to one scan never improved the benchmarks; to continue their training on a scan, set "
-    "training.objective=scenes, data.path and training.init"
+    "adapting the priors to one scan never improved the benchmarks; to continue their training on a scan, use "
+    "--config=configs/ve/scenes.py and set data.path and training.init (docs/training.md)"
 )
 _FEW_STEPS = "these priors were always rejected in the few-step cascade; k-space priors need --sampler published"
 

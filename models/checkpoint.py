@@ -30,7 +30,8 @@ def load_model(path: str | os.PathLike) -> tuple[NCSNpp, dict[str, Any]]:
     Raises
     ------
     InputError
-        When the file is missing, truncated, of another kind, or its weights do not fit its configuration.
+        When the file is missing, truncated, of another kind, or its weights do not fit its configuration or are not
+        finite.
     """
     if not Path(path).is_file():
         raise InputError(f"{path} is not there; check the path, or train it with main.py --mode=train.")
@@ -59,6 +60,9 @@ def load_weights(model: NCSNpp, weights: dict[str, Tensor], path: str | os.PathL
         model.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise InputError(f"The weights in {path} do not fit its configuration: {_line(error)}") from None
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise InputError(f"{path}: '{name}' holds NaN or infinite weights; give an earlier checkpoint.")
     return model.eval()
 
 

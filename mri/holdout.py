@@ -40,12 +40,18 @@ class HeldOut:
         likely error.
     kept
         all other measured samples.
+    different
+        frames that are no copies of one another.
+    why_none
+        why nothing is held out, in words; empty where something is.
     """
 
     settings: Tensor
     admission: Tensor
     report: Tensor
     kept: Tensor
+    different: int
+    why_none: str
 
 
 def copies_of(measured: Tensor, mask: Tensor) -> Tensor:
@@ -113,7 +119,8 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
     """
     if (rows_first := lines_along_rows(mask)) is not mask:
         turned = hold_out_sets(rows_first, seed, copies)
-        return HeldOut(turned.settings.mT, turned.admission.mT, turned.report.mT, turned.kept.mT)
+        return HeldOut(turned.settings.mT, turned.admission.mT, turned.report.mT, turned.kept.mT, turned.different,
+                       turned.why_none)  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     lines = is_lines(mask)
     places = mask.any(dim=-1) if lines else mask.flatten(1)  # (frames, ky) or (frames, ky·kx)
@@ -134,14 +141,18 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
         sets.append(mask & (drawn[:, :, None] if lines else drawn.reshape(mask.shape)))
     sizes = [int((one.any(dim=-1) if lines else one).sum()) for one in sets]
     still = copies is not None and bool(copies.all())  # nothing moves
+    why = ""
     if mask.all() or still or min(sizes) < (FEWEST if lines else 8 * FEWEST):
         sets = [torch.zeros_like(mask)] * 3
+        few = f"too few {'lines' if lines else 'samples'} were measured"
+        why = "none are missing" if mask.all() else "all frames are alike" if still else few
     held = sets[0] | sets[1] | sets[2]
     if copies is not None:
         held = mask & ((copies.float() @ held.flatten(1).float()) > 0).reshape(mask.shape)
         if (held.flatten(1).sum(dim=1) > MOST_OF_COPIES * mask.flatten(1).sum(dim=1)).any():
             held, sets = torch.zeros_like(mask), [torch.zeros_like(mask)] * 3
-    return HeldOut(sets[0], sets[1], sets[2], mask & ~held)
+            why = "frames repeat each other and would leave too few samples"
+    return HeldOut(sets[0], sets[1], sets[2], mask & ~held, len(alike.unique()), why)
 
 
 def _connected(copies: Tensor) -> Tensor:

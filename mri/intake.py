@@ -97,7 +97,7 @@ def scan_from_file(intake: Intake, path: str | os.PathLike) -> tuple[Scan, Refer
         return _undersampled(intake, stored.data, stored, full, found, **more)
     mask, how, doubts = mask_of_measurement(intake, stored, sampled)
     source = _source(stored, f"{found}\nprospectively under-sampled; mask {how}")
-    reference = None if stored.image is None else Reference(stored.image)
+    reference = None if stored.image is None else Reference(stored.image, apart=True)
     more |= {"readout_oversampling": stored.oversampling, "remarks": tuple(doubts)}
     return Scan.from_arrays(stored.data, mask, source=source, **more, **_when_and_where(stored)), reference
 
@@ -144,7 +144,10 @@ def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Refer
 
 
 def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Stored, Tensor]:
-    """The k-space and where it was measured: inside the mask of `mask.path` alone, where the rest was filled in."""
+    """The k-space and where it was measured: inside the mask of `mask.path` alone, where the rest was filled in.
+
+    Frames of an object that stands still, without noise, are alike in that mask, too: then it is believed.
+    """
     how = filled_lines(stored.data) if intake.mask.path else ""
     if how:
         mask, name = mask_to_apply(intake, (len(sampled), sampled.shape[1], sampled.shape[2]))
@@ -153,6 +156,9 @@ def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tu
         stored = replace(
             stored, data=torch.where(sampled[:, None], stored.data, 0), details=(*stored.details, said)
         )  # fmt: skip
+        if still := filled_lines(stored.data):
+            doubt = f"warning: {still} even inside {name}; believed, as in a simulation of an object that stands still"
+            return replace(stored, details=(*stored.details, doubt)), sampled
     refuse_filled_lines(stored.data, str(stored.path))
     return stored, sampled
 

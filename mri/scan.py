@@ -199,6 +199,8 @@ class Reference:
         sum of squares of these coils, whitened and compressed as the scan is.
     noisy
         whether the reference has noise of its own, which then limits every score.
+    apart
+        whether it was stored beside under-sampled k-space: then it is nothing that this scan measured.
     found
         what was read, for a person, where it came from a file of its own.
     """
@@ -206,6 +208,7 @@ class Reference:
     image: Tensor | None = None
     kspace: Tensor | None = None
     noisy: bool = False
+    apart: bool = False
     found: str = ""
 
 

@@ -175,7 +175,8 @@ class Followed:
     image
         complex `(frames, height, width)` of unit scale.
     low_rank
-        the last low-rank images, of the priors' run if they were followed; None where there are none.
+        the last low-rank images, before samples were put back, with the priors followed as far as in `image`; None
+        where there are none.
     schedule
         what was decided; its errors are those of `mri.holdout.missing_error`.
     without
@@ -242,7 +243,7 @@ def cascade_in_turn(
     """
     if result.held_out is None or result.without_held_out is None or not result.held_out.admission.any():
         return Followed(result.image, result.low_rank, Schedule(), result.without_held_out)
-    assert result.halfway is not None and result.halfway_without is not None
+    assert result.halfway is not None and result.halfway_without is not None and result.low_rank is not None
     held, unit = result.held_out.admission | result.held_out.settings, result.without_held_out
     reduced = problem.restricted(result.held_out.kept)
     # if σ is only an upper bound, too much may be subtracted; the thresholds alone then set the noise levels
@@ -288,5 +289,8 @@ def cascade_in_turn(
     sizes = tuple(sum(each) / max(len(each), 1) for each in own)
     after, alone = before * (1 - share) ** 0.5, None if places == every else places[0]
     schedule = Schedule((), sizes, before, count, before, after, far, alone)
-    image = result.image + far * within_reach(problem, image - result.image)
+    image, low_rank = (
+        unaided + far * within_reach(problem, aided - unaided)
+        for unaided, aided in ((result.image, image), (result.low_rank, low_rank))
+    )
     return Followed(image, low_rank, schedule, unit + far * (tried - unit), tuple(taken), passes + len(taken))

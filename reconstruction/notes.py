@@ -16,7 +16,6 @@ Tensor = torch.Tensor
 OTHERWISE = 0.5  # of the error of a reference as stored: one that fits so much better was stored otherwise
 HUGE, MANY = 100, 10  # χ², and estimated over given σ, from which that is too small
 ALL_BUT = 0.99  # an error is not told to be lower by more: noise is subtracted from it
-NONE_HELD_OUT = "no samples can be held out (too few lines are sampled, none are missing, or the frames are alike)"
 NOISE_IN_ERROR = 1.5  # squared error over the noise power of a noisy reference, up to which the noise explains it
 
 
@@ -32,7 +31,7 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
         schedule = motion_schedule(problem, ou.motion_steps)
         note += f", {schedule.steps} steps, threshold ν from {schedule.first:.2g} to {schedule.last:.2g}"
     if result.gain is None:
-        return f"{note}; not compared with view sharing, because {NONE_HELD_OUT}"
+        return f"{note}; not compared with view sharing ({result.not_compared})"
     note += f"; held-out squared error {_compared(result.gain, problem)} with view sharing"
     if result.settings.operator == ou.operator:
         return note
@@ -40,21 +39,30 @@ def ou_note(result: OUResult, ou: OUSettings, problem: Problem) -> str:
 
 
 def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> list[str]:
-    """Quality without a reference, at samples that neither the OU, the priors nor their choice have used."""
+    """Quality without a reference, at samples that neither the OU, the priors nor their choice have used, and whether
+    frames repeat each other.
+    """
     if result.held_out is None or without is None or not result.held_out.report.any():
         return []
+    notes = []
+    if result.held_out.different < problem.frames:
+        notes.append(
+            f"{problem.frames - result.held_out.different} of the {problem.frames} frames are like another one (a "
+            "repeated heartbeat or state of motion, or a copy) and hold out the same samples as that one"
+        )
     if without is result.start_without:  # it is view sharing itself
-        return []
+        return notes
     held = result.held_out.report
     assert result.start_without is not None
     found = improvement(
         problem.model, problem.measured, held, result.start_without, without, problem.held_out_noise
     )
     worse = "warning: " if found.share < 0 else ""
-    return [
+    notes.append(
         f"{worse}quality without a reference: squared error {_compared(found.share, problem)} with view sharing at "
         f"{held.sum()} samples held out for this only{_counted(problem)}"
-    ]
+    )
+    return notes
 
 
 def reference_notes(image: Tensor, reference: Tensor) -> list[str]:
@@ -76,7 +84,7 @@ def _compared(removed: float, problem: Problem | None = None) -> str:
 
 
 def _counted(problem: Problem) -> str:
-    return "" if problem.noise_known else " (noise not subtracted, because σ is only an upper bound)"
+    return "" if problem.noise_known else " (noise not subtracted, because σ is only estimated)"
 
 
 def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, result: OUResult) -> str:
@@ -85,7 +93,7 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
     if not schedule.held_out and result.held_out is not None and result.held_out.admission.any():
         return "priors: not used, because they are interleaved with low rank along the motion, which is not used here"
     if not schedule.held_out:
-        return f"priors: not used, because {NONE_HELD_OUT}"
+        return f"priors: not used ({result.not_compared or 'nothing was held out'})"
     names = " and ".join(roles[name] for name in order)
     if not any(schedule.step_sizes):
         return f"priors: {names} rejected: no clear reduction of the held-out error"
@@ -99,6 +107,13 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
         each = f"{names} together rejected, {roles[name]} alone accepted (step size {size:.2f})"
     each += f", {schedule.followed:.0%} of the change applied" if schedule.followed < 0.995 else ""
     return f"priors: {each}; held-out squared error {_compared(removed, problem)} with {start} alone"
+
+
+def likely_note(deviation: Tensor | None, result: OUResult) -> str:
+    """The likely error of unit scale, on average; or why there is none."""
+    if deviation is not None:
+        return f"likely error: root mean square {deviation.square().mean().sqrt():.2%} of the brightest tissue"
+    return f"likely error: none ({result.not_compared or 'view sharing is the result'})"
 
 
 def misfit_notes(problem: Problem, image: Tensor, level: float) -> list[str]:

@@ -281,6 +281,8 @@ class OUResult:
         state after half of the steps along the motion, with all samples and without the held-out ones.
     low_rank
         the last low-rank images along the motion, before samples were put back.
+    not_compared
+        why the operator was not compared with view sharing, in words; empty where it was.
     """
 
     image: Tensor
@@ -293,6 +295,7 @@ class OUResult:
     halfway: Iterate | None = None
     halfway_without: Iterate | None = None
     low_rank: Tensor | None = None
+    not_compared: str = ""
 
 
 def run_optimization_unit(
@@ -309,10 +312,11 @@ def run_optimization_unit(
     unit = OptimizationUnit(settings, seed, share_centre=share)
     unit.check(problem.frames, *problem.model.mask.shape[1:])
     if unit.operator == "hankel":
-        return OUResult(unit.solve(problem), settings)
+        return OUResult(unit.solve(problem), settings, not_compared="hankel never is")
     held_out = problem.held_out(seed)
     if not held_out.settings.any():
-        return OUResult(unit.solve(problem), settings)
+        why = f"no samples can be held out: {held_out.why_none}"
+        return OUResult(unit.solve(problem), settings, not_compared=why)
     reduced = problem.restricted(held_out.kept)
     start = reduced.view_sharing()
     chosen, final, without, gain, half_without = None, None, start, 0.0, None

@@ -204,11 +204,13 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         noise_std, known = estimate, False
     if noise_std:
         sampled = scan.noise_samples is not None and scan.noise_std is None
-        origin = "estimated from the scan, an upper bound"
+        origin, hint = "estimated from the scan, usually an upper bound", (
+            ". If you know σ, give it (noise_std), or noise samples: thresholds and tests are cautious with an estimate"
+        )
         if known:
-            origin = "from noise samples" if sampled else "as given"
+            origin, hint = "from noise samples" if sampled else "as given", ""
         notes.append(
-            f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}"
+            f"noise: σ = {noise_std:.3g} per complex k-space sample ({origin}); peak SNR {scale / noise_std:.0f}{hint}"
         )
         if scale < HARDLY_ANY * noise_std:
             notes.append(
@@ -292,6 +294,11 @@ def _white_coils(
         noise_std = measured if given is None else given
     kspace, maps = scan.kspace, scan.coil_maps
     if scan.coils == 1:
+        if maps is not None and len(maps) > 1:
+            raise InputError(
+                f"{len(maps)} coil maps were given for k-space of one coil; give the k-space of all coils, "
+                "(frames, coils, height, width), or no maps."
+            )
         return scan, matrix, noise_std, noise_std is not None, notes
     kspace = coils.apply_matrix(matrix, kspace, axis=1)
     level = estimate_noise_std(kspace, scan.mask)

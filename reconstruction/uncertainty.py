@@ -21,9 +21,9 @@ Tensor = torch.Tensor
 # Fitted with `python -m benchmarks.fit_likely_error` to 80 simulated scans, half of them hearts: R = 3 … 10, lines and
 # spokes, noise 0 to 0.02, one to eight coils; benchmarks/results/calibration judges them on other scans. error² ~
 # (spread²)^SPREAD · (correction²)^CORRECTION · (brightness²)^BRIGHTNESS
-SPREAD, CORRECTION, BRIGHTNESS = 0.678, 0.216, 0.044
-LEVEL = 0.102  # power of the level of the held-out lines, relative to the mean of the product
-GAIN, GAIN_SCATTERED = 2.80, 3.95  # times this: of lines, and of single samples (radial)
+SPREAD, CORRECTION, BRIGHTNESS = 0.694, 0.224, 0.042
+LEVEL = 0.022  # power of the level of the held-out lines, relative to the mean of the product
+GAIN, GAIN_SCATTERED = 4.21, 6.35  # times this: of lines, and of single samples (radial)
 FLOOR = 1e-8  # added to all squares: nothing is certain to the last bit
 # correction², as a share of spread². Without it the likely error was half of the true one if the priors are rejected
 # and noise dominates: hardly any of the samples is put back then, and the result is the low-rank image itself
@@ -55,8 +55,7 @@ def likely_error(
     alone
         the result of the OU alone; None if the priors were rejected.
     low_rank
-        the last low-rank images of the run that led to `image`, before samples were put back; with priors that are
-        followed in part, of the run that follows them wholly.
+        the last low-rank images, before samples were put back (`reconstruction.in_turn.Followed`).
     level
         mean squared error of the missing samples by the held-out ones, see `held_out_level`; None where not known.
     """

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from utils.files import atomic_path
 
-DECIMALS = {"psnr": 2, "psnr_common": 2, "psnr_std": 2, "ssim": 4, "mse_e4": 3, "nmse": 5, "seconds": 2}
+DECIMALS = {"psnr": 2, "psnr_common": 2, "psnr_std": 2, "ssim": 4, "mse_e4": 3, "nmse": 5, "seconds": 2, "predicted": 6,
+            "error": 6}  # fmt: skip
 
 
 def write_csv(path: Path, rows: list[dict], columns: tuple[str, ...]) -> None:

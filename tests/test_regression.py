@@ -7,7 +7,8 @@ Recorded again on 2026-11-26: the radial rows (1.1e-3 by rounding alone), the er
 priors are followed; the latter again on 2026-11-27 with `error map`, since held-out samples decide how far;
 `gldm_synthetic` and `error map` three more times that day: after phase rotation was added, after LM was trained
 further, and after GM was retrained and the thresholds between the priors changed; `error map` on 2026-11-28, when the
-likely error began to use the last low-rank images instead of view sharing.
+likely error began to use the last low-rank images instead of view sharing, and again when these were followed as far
+as the result.
 
 Who may replace them: the rows `ou_only`, `llr` and `hankel` the work on the optimization unit, the rows
 `gldm_synthetic`, `error map` and `train …` the work on the priors, which also moves with the optimization unit.

@@ -1,6 +1,8 @@
 """The training command: trains, resumes, is stopped; what it refuses."""
 
 import csv
+import os
+import signal
 import time
 
 import numpy as np
@@ -109,7 +111,8 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     assert_one_sentence(done, "another architecture")
 
 
-def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
+@pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_end_writes_a_checkpoint_to_resume_from(tmp_path, asked):
     flags = [flag for flag in TINY if "n_iters" not in flag and "preemption" not in flag]
     endless = [*flags, "--model=global", "--config.training.n_iters=100000"]
     process = begun("main.py", *endless, cwd=tmp_path, told=tmp_path)
@@ -117,9 +120,9 @@ def test_sigterm_writes_a_checkpoint_to_resume_from(tmp_path):
     while not (kept.is_dir() and list(kept.iterdir())):  # it trains
         assert process.is_alive()
         time.sleep(0.02)
-    process.terminate()
+    os.kill(process.pid, asked)
     process.join()
-    assert process.exitcode == 143 and "the same command resumes" in (tmp_path / "stdout").read_text()
+    assert process.exitcode == 128 + asked and "the same command resumes" in (tmp_path / "stdout").read_text()
     state = torch.load(tmp_path / "exp" / "global" / "checkpoints-meta" / "checkpoint.pth", weights_only=True)
     more = [*flags, "--model=global", f"--config.training.n_iters={state['step'] + 2}"]
     done = command("main.py", *more, cwd=tmp_path)

@@ -5,12 +5,10 @@ import json
 import math
 import pickle
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from signal import SIGTERM, signal
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from models.precision import Score, in_precision
 from training.objectives import Objective, loader_workers
 from training.processes import ALONE, Processes
 from training.settings import RunSettings, TrainingSettings
+from training.stop import StopRequest, leave_interrupts_to_parent
 from utils.arguments import command_line
 from utils.errors import InputError
 from utils.files import atomic_path
@@ -59,11 +58,11 @@ def check_batch(settings: TrainingSettings, frames: int, processes: int) -> None
         )
 
 
-def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
+def start_from(network: NCSNpp, context: Context | None, path: str) -> str:
     """Give `network` the weights of a model of the same architecture, whose context may include more or fewer images.
 
     LM can thus start from GM, and GM from LM. Input weights for images that the loaded model does not see start at 0;
-    temporal layers that it lacks start as the identity.
+    temporal layers that it lacks start as the identity. Returns what it started from, in words.
 
     Raises
     ------
@@ -88,8 +87,15 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> None:
                 shape = (value.shape[0], size * len(ours), *value.shape[2:])
                 weights[name] = value.new_zeros(shape).index_copy(1, target, value[:, source])
     if not alike or set(weights) != set(own) or any(own[name].shape != value.shape for name, value in weights.items()):
-        raise InputError(f"training.init: {path} has another architecture or context; give a matching model.")
+        raise InputError(
+            f"training.init: {path} has another architecture or context than this configuration; give a matching model "
+            "or configuration (for the shipped priors --config=configs/ve/scenes.py or cascade.py)."
+        )
     network.load_state_dict(weights)
+    role = {"global": "GM", "local": "LM"}.get(metadata.get("prior", ""), "a model")
+    levels = [f"{one['sigma_min']:g} to {one['sigma_max']:g}" for one in (other.architecture, network.architecture)]
+    change = f"noise levels {levels[1]}" + (f" (there {levels[0]})" if levels[0] != levels[1] else "")
+    return f"starts from {path} ({role}); {change}"
 
 
 def new_network(run: RunSettings, context: Context | None) -> NCSNpp:
@@ -97,25 +103,6 @@ def new_network(run: RunSettings, context: Context | None) -> NCSNpp:
     with torch.random.fork_rng():
         torch.manual_seed(run.seed)
         return run.model.network(context)
-
-
-class StopRequest:
-    """SIGTERM asks the training to write a checkpoint after the step at hand, and to end."""
-
-    def __init__(self) -> None:
-        self.asked = False
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            self.before = signal(SIGTERM, self._ask)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal(SIGTERM, self.before)
-
-    def _ask(self, *_) -> None:
-        self.asked = True
 
 
 class Draws(Dataset):
@@ -178,7 +165,7 @@ class Training:
         check_batch(settings, frames, processes.count)
         self.network = new_network(run, objective.context).to(self.device, memory_format=torch.channels_last)
         if settings.init:
-            start_from(self.network, objective.context, settings.init)
+            self._tell(f"{self.name}: {start_from(self.network, objective.context, settings.init)}")
         self.parallel = self.network
         if processes.count > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -237,7 +224,7 @@ class Training:
                 self._snapshots(resume_from, last=stopping or self.step == settings.n_iters)
                 if stopping:
                     self._tell(f"stopped on request: step {self.step} is in {resume_from}; the same command resumes")
-                    sys.exit(143)
+                    sys.exit(stop.status)
 
     def _batches(self) -> Iterator[tuple[Tensor, ...]]:
         """The batches of this process from the step at hand on, made beforehand where there are workers."""
@@ -248,6 +235,7 @@ class Training:
         loader = DataLoader(
             Draws(self.objective, self.settings.seed), batch_sampler=share, collate_fn=self.objective.collate,
             num_workers=workers, pin_memory=gpu, prefetch_factor=4 if workers else None,
+            worker_init_fn=leave_interrupts_to_parent,
         )  # fmt: skip
         for batch in loader:
             yield type(batch)(*(tensor.to(self.device, non_blocking=gpu) for tensor in batch))

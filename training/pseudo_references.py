@@ -91,13 +91,14 @@ def data_checksum(settings: RunSettings, sources: Sequence[Path | int], *parts: 
 def own_images(settings: RunSettings, model: str) -> list[tuple[Tensor, bool]]:
     """Images of the user's scans to learn from, of unit scale, and whether they are periodic.
 
-    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references (`window_of` GM or LM).
+    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references (`window_of` GM or LM), also
+    where a reference lies beside it: that is for scores alone.
     """
     found = []
     for source in training_sources(settings.intake):
         scan, reference = acquire(settings.intake, source)
         problem = prepare(scan, settings.prepare)
-        if reference is None:
+        if reference is None or reference.apart:
             image, kind = problem.view_sharing(window_of(settings, model)), "pseudo-references"
             image = image.mT if problem.turned else image
         else:

@@ -172,8 +172,10 @@ def test_our_file_round_trip(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def our_file(path, **changes):
+def our_file(path, spoiled=False, **changes):
     model = NCSNpp(**PUBLISHED)
+    if spoiled:
+        model.conv_in.weight.data[0, 0, 0, 0] = torch.nan
     metadata = {"config": json.dumps({**model.architecture, **changes})}
     save_file(dict(model.state_dict()), path, metadata=metadata)
 
@@ -189,6 +191,7 @@ def our_file(path, **changes):
         (lambda path: save_file({"a": torch.zeros(1)}, path), "records no configuration"),
         (lambda path: save_file({"a": torch.zeros(1)}, path, metadata={"config": "{"}), "not one of our models"),
         (lambda path: our_file(path, nf=16), "do not fit its configuration"),
+        (lambda path: our_file(path, spoiled=True), "'conv_in.weight' holds NaN"),
         (lambda path: our_file(path, num_res_blocks=2), "do not fit its configuration"),
         (lambda path: our_file(path, resblock_type="ddpm"), "configuration of another network"),
         (lambda path: our_file(path, unknown=1), "configuration of another network"),

@@ -10,6 +10,8 @@ from mri.checks import image_remarks, measured_block, scan_remarks
 from mri.filled_lines import filled_lines, refuse_filled_lines
 from mri.formats import load_scan
 from mri.fourier import fft2c
+from mri.intake import scan_from_file
+from mri.intake_settings import DataSettings, Intake, MaskSettings
 from mri.masks import make_mask
 from mri.phantom import make_coil_maps, make_phantom
 from mri.phantom.scan import simulate_scan
@@ -188,6 +190,20 @@ def test_a_noisy_coil_is_named(image):
     scan = Scan.from_arrays(fft2c(image[:, None] * maps) + level * noise, make_mask("uniform", SHAPE, 4, 8))
     found = [text for text in prepare(scan).notes if "times the noise of the others" in text]
     assert len(found) == 1 and found[0].startswith("warning: coil 2 ")
+
+
+def test_a_phantom_that_stands_still_is_believed_if_its_mask_is_named(image, tmp_path):
+    """Without noise its frames are alike at the lines that they share."""
+    mask = make_mask("uniform", tuple(image.shape), 2, 16)
+    still = torch.where(mask, fft2c(image[:1].expand_as(image)), 0)
+    np.save(tmp_path / "scan.npy", still.numpy())
+    np.save(tmp_path / "mask.npy", mask.numpy())
+    data = DataSettings(kind="kspace")
+    with pytest.raises(InputError, match="equal those of the frame before"):
+        scan_from_file(Intake(data=data), tmp_path / "scan.npy")
+    named = Intake(data=data, mask=MaskSettings(path=str(tmp_path / "mask.npy")))
+    scan, _ = scan_from_file(named, tmp_path / "scan.npy")
+    assert torch.equal(scan.mask, mask) and "believed" in str(scan) and torch.equal(scan.kspace[:, 0], still)
 
 
 def test_lines_copied_within_a_frame(image):

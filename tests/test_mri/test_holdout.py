@@ -16,7 +16,10 @@ from mri.holdout import (
 from mri.masks import acs_rows, make_mask
 from mri.operators import ForwardModel
 from mri.scan import Scan
+from reconstruction.notes import report_notes
+from reconstruction.optimization_unit import OUResult
 from reconstruction.prepare import prepare
+from reconstruction.settings import OUSettings
 
 
 @pytest.mark.parametrize("acceleration,acs", [(32, 0), (4, 1), (1, 8)])
@@ -68,11 +71,24 @@ def test_a_repeated_heartbeat_is_held_out_together(noise, fading):
     copies = repeats_of(measured, mask, noise)
     assert torch.equal(copies, torch.eye(8).repeat(2, 2) > 0)
     sets = hold_out_sets(mask, 0, copies)
+    assert sets.different == 8 and hold_out_sets(mask, 0).different == 16
     for held in (sets.settings, sets.admission, sets.report):
         assert held.any() and torch.equal(held, torch.roll(held, 8, 0))
     assert (sets.kept.flatten(1).sum(1) > 0.75 * mask.flatten(1).sum(1)).all()
     if noise == 0.2:  # noise that is not subtracted hides the repeats
         assert not torch.equal(repeats_of(measured, mask, 0.0), copies)
+
+
+@pytest.mark.parametrize("beats", [1, 2])
+def test_a_repeated_heartbeat_is_reported(beats):
+    mask = make_mask("uniform", (16, 96, 64), 4, 8)
+    measured = torch.where(mask[:, None], moving_disc(16, beats, 0.02), 0)
+    problem = prepare(Scan.from_arrays(measured, mask, noise_std=0.02))
+    held_out = problem.held_out(0)
+    start = problem.restricted(held_out.kept).view_sharing()
+    result = OUResult(problem.view_sharing(), OUSettings(), held_out, start, start, is_start=True)
+    notes = report_notes(problem, result, start)
+    assert ["8 of the 16 frames are like another one" in note for note in notes] == [True] * (beats - 1)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03, 0.3])

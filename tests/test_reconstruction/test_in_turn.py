@@ -42,7 +42,7 @@ from reconstruction.in_turn import (
     within_reach,
 )
 from reconstruction.notes import priors_note
-from reconstruction.optimization_unit import FLOOR, images_of, motion_schedule, run_optimization_unit
+from reconstruction.optimization_unit import FLOOR, images_of, motion_schedule, put_back, run_optimization_unit
 from reconstruction.prepare import prepare
 from reconstruction.settings import OUSettings
 
@@ -346,6 +346,9 @@ def test_less_of_a_change_that_goes_too_far_is_taken(problem, result, network):
     assert 0 < beyond.schedule.followed < whole.schedule.followed
     assert error(beyond.image, truth) < error(result.image, truth)
     assert error(beyond.without, truth) < error(result.without_held_out, truth)
+    for one in (whole, beyond):  # with the samples put back, the low-rank images are the result
+        consistent = found.model.consistent(one.low_rank, found.measured)
+        assert torch.allclose(one.image, one.low_rank + put_back(found) * (consistent - one.low_rank), atol=1e-6)
 
 
 def test_nothing_is_changed_where_no_frame_has_samples(problem):

@@ -109,6 +109,12 @@ def test_samples_that_single_precision_cannot_square_are_refused(factor):
     prepare(Scan.from_arrays(1e-10 * scan.kspace, scan.mask))
 
 
+def test_maps_of_more_coils_than_there_are():
+    scan, _ = scan_of(coils=1, coil_maps=torch.ones(2, 64, 64, dtype=torch.complex64))
+    with pytest.raises(InputError, match="2 coil maps were given for k-space of one coil"):
+        prepare(scan)
+
+
 def test_maps_that_do_not_fit():
     scan, found = scan_of()
     wrong = (torch.roll(found.maps, 10, 2), found.maps.flip(1), found.maps.flip(0))

@@ -79,10 +79,10 @@ def test_training_on_scenes_and_on_own_scans_and_using_them(tmp_path):
     assert priors[0].context.mean and priors[1].context.offsets == (-2, -1, 1, 2) and not priors[1].context.own
     image = make_phantom(6, 64, 3).to(torch.complex64)
     kspace = torch.where(make_mask("uniform", tuple(image.shape), 4, 8), fft2c(image), 0)
-    np.save(tmp_path / "scan.npy", kspace.numpy())
-    learned = command("main.py", *flags, "--model=global", "--workdir=own", "--config.data.path=scan.npy",
+    np.savez(tmp_path / "scan.npz", kspace=kspace.numpy(), image=image.numpy())  # the truth beside it is not learned
+    learned = command("main.py", *flags, "--model=global", "--workdir=own", "--config.data.path=scan.npz",
                       "--config.data.key=kspace", "--config.data.frames=0", cwd=tmp_path)  # fmt: skip
     assert "training on its pseudo-references" in learned.stdout + learned.stderr
-    done = command("PCsampling_demo_svd.py", "--data", "scan.npy", "--key", "kspace", "--out", "out",
+    done = command("PCsampling_demo_svd.py", "--data", "scan.npz", "--key", "kspace", "--out", "out",
                    "--checkpoint_global", paths[0], "--checkpoint_local", paths[1], cwd=tmp_path)  # fmt: skip
     assert "priors: GM" in done.stdout
