@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from models.prior import Prior, load_shipped
+from models.prior import MODELS, Prior, load_shipped
 from mri.fourier import fft2c, ifft2c
 from mri.noise import chi
 from mri.scan import Scan
@@ -102,6 +102,7 @@ def published_cascade(x, A, y, priors, sde, sampling, optimization_unit, generat
 
 
 CORRECTOR_SNR, NOISE_COPIES = 0.075, 3  # published: r of the Langevin corrector; noise copies that share a step
+MANY_ITERATIONS = 10  # from which it is worth two passes to tell how long they take
 FEWEST_FRAMES = 5  # with fewer, frames are repeated as neighbours
 
 
@@ -194,7 +195,7 @@ def reconstruct(
         complex `(coils, n)` measured without signal, to whiten the coils; default: the coils are taken as white.
     noise_std
         σ of a complex sample of one coil, E|n|² = σ², in the units of `kspace`; 0 for simulated data without noise;
-        default: from the noise samples, else estimated, which gives an upper bound.
+        default: from the noise samples, else estimated, usually too high.
 
     Arrays are torch tensors or NumPy arrays.
 
@@ -237,15 +238,17 @@ def reconstruct_problem(
     unit = OptimizationUnit(result.settings, seed)
     after_motion = unit.operator == "motion" and ou.after != "never" and not result.is_start
     notes = list(problem.notes)
-    if sum(model is None for model in models) == 1:
-        own, other = ("GM", "LM") if models[1] is None else ("LM", "GM")
+    shipped = [name for name in sampling.order if dict(zip(MODELS, models, strict=True))[name] is None]
+    if len(sampling.order) == 2 and len(shipped) == 1:
+        own, other = ("LM", "GM") if shipped == ["global"] else ("GM", "LM")
         notes.append(f"checkpoints: {own} as given, {other} the shipped one, which was trained on other images")
     x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
     extra: dict[str, Any] = {}
     deviation = None
     if sampling.sampler == "published":
-        seconds = sampling.iterations * len(priors) * (1 + NOISE_COPIES) * _seconds_of_a_pass(priors[0], x)
-        tqdm.write(f"GLDM (published): about {max(seconds, 1):.0f} s")
+        if sampling.iterations >= MANY_ITERATIONS:
+            seconds = sampling.iterations * (1 + NOISE_COPIES) * sum(_seconds_of_a_pass(prior, x) for prior in priors)
+            tqdm.write(f"GLDM (published): network passes take about {max(seconds, 1):.0f} s; the OU comes on top")
         with tqdm(total=sampling.iterations, desc="GLDM (published)") as bar:
             log = SamplerLog(bar)
             known = priors[0].network.architecture

@@ -41,7 +41,7 @@ class HeldOut:
     kept
         all other measured samples.
     different
-        frames that are no copies of one another.
+        number of frames that do not repeat an earlier one.
     why_none
         why nothing is held out, in words; empty where something is.
     """
@@ -145,13 +145,13 @@ def hold_out_sets(mask: Tensor, seed: int = 0, copies: Tensor | None = None) -> 
     if mask.all() or still or min(sizes) < (FEWEST if lines else 8 * FEWEST):
         sets = [torch.zeros_like(mask)] * 3
         few = f"too few {'lines' if lines else 'samples'} were measured"
-        why = "none are missing" if mask.all() else "all frames are alike" if still else few
+        why = "the scan is fully sampled" if mask.all() else "all frames are identical" if still else few
     held = sets[0] | sets[1] | sets[2]
     if copies is not None:
         held = mask & ((copies.float() @ held.flatten(1).float()) > 0).reshape(mask.shape)
         if (held.flatten(1).sum(dim=1) > MOST_OF_COPIES * mask.flatten(1).sum(dim=1)).any():
             held, sets = torch.zeros_like(mask), [torch.zeros_like(mask)] * 3
-            why = "frames repeat each other and would leave too few samples"
+            why = "repeated frames would leave too few samples"
     return HeldOut(sets[0], sets[1], sets[2], mask & ~held, len(alike.unique()), why)
 
 

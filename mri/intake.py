@@ -17,6 +17,7 @@ from mri.formats import Stored, load_scan
 from mri.formats.array_scan import load_maps
 from mri.formats.detect import SCAN_SUFFIXES, has_scan_suffix, is_one_scan, result_names, scan_name
 from mri.fourier import fft2c, ifft2c
+from mri.holdout import copies_of
 from mri.intake_settings import Intake
 from mri.masks import is_lines, lines_along_rows
 from mri.oversampling import crop_readout, cropped_matrix
@@ -144,9 +145,9 @@ def _simulated(intake: Intake, stored: Stored, gain: float) -> tuple[Scan, Refer
 
 
 def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tuple[Stored, Tensor]:
-    """The k-space and where it was measured: inside the mask of `mask.path` alone, where the rest was filled in.
+    """K-space and where it was measured: if lines were filled in, only inside the mask of `mask.path`.
 
-    Frames of an object that stands still, without noise, are alike in that mask, too: then it is believed.
+    A noise-free simulation of an object at rest has identical frames there, too, and is accepted.
     """
     how = filled_lines(stored.data) if intake.mask.path else ""
     if how:
@@ -156,8 +157,10 @@ def _without_filled_lines(intake: Intake, stored: Stored, sampled: Tensor) -> tu
         stored = replace(
             stored, data=torch.where(sampled[:, None], stored.data, 0), details=(*stored.details, said)
         )  # fmt: skip
-        if still := filled_lines(stored.data):
-            doubt = f"warning: {still} even inside {name}; believed, as in a simulation of an object that stands still"
+        still = filled_lines(stored.data)
+        if "frame" in still and not sampled.all() and copies_of(stored.data, sampled).all():
+            doubt = f"warning: {still}, also inside {name}; accepted, because all frames are identical there "
+            doubt += "(a simulated object at rest)"
             return replace(stored, details=(*stored.details, doubt)), sampled
     refuse_filled_lines(stored.data, str(stored.path))
     return stored, sampled

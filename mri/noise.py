@@ -32,7 +32,7 @@ def std_of(samples: Tensor) -> float:
 
 
 def estimate_noise_std(kspace: Tensor, mask: Tensor) -> float:
-    """σ from the scan itself: an upper bound, because signal and motion raise it.
+    """σ from the scan itself: usually an upper bound, because signal and motion raise it.
 
     The smallest of four estimates, each of which contains signal of another kind:
 

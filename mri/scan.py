@@ -200,7 +200,8 @@ class Reference:
     noisy
         whether the reference has noise of its own, which then limits every score.
     apart
-        whether it was stored beside under-sampled k-space: then it is nothing that this scan measured.
+        whether it was stored beside under-sampled k-space. It was then not measured by this scan, and is used for
+        scores only.
     found
         what was read, for a person, where it came from a file of its own.
     """

@@ -175,8 +175,8 @@ class Followed:
     image
         complex `(frames, height, width)` of unit scale.
     low_rank
-        the last low-rank images, before samples were put back, with the priors followed as far as in `image`; None
-        where there are none.
+        the last low-rank images, before samples were put back; mixed in the same proportion as `image`; None if there
+        are none.
     schedule
         what was decided; its errors are those of `mri.holdout.missing_error`.
     without

@@ -47,8 +47,9 @@ def report_notes(problem: Problem, result: OUResult, without: Tensor | None) -> 
     notes = []
     if result.held_out.different < problem.frames:
         notes.append(
-            f"{problem.frames - result.held_out.different} of the {problem.frames} frames are like another one (a "
-            "repeated heartbeat or state of motion, or a copy) and hold out the same samples as that one"
+            f"{problem.frames - result.held_out.different} of the {problem.frames} frames repeat another one "
+            "(a later heartbeat, the same state of motion, or a copy); samples held out in one are not used in its "
+            "repeats"
         )
     if without is result.start_without:  # it is view sharing itself
         return notes
@@ -93,7 +94,8 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
     if not schedule.held_out and result.held_out is not None and result.held_out.admission.any():
         return "priors: not used, because they are interleaved with low rank along the motion, which is not used here"
     if not schedule.held_out:
-        return f"priors: not used ({result.not_compared or 'nothing was held out'})"
+        why = result.not_compared or (result.held_out.why_none if result.held_out else "")
+        return f"priors: not used ({why or 'nothing was held out'})"
     names = " and ".join(roles[name] for name in order)
     if not any(schedule.step_sizes):
         return f"priors: {names} rejected: no clear reduction of the held-out error"
@@ -110,9 +112,10 @@ def priors_note(schedule: Schedule, order: tuple[str, ...], problem: Problem, re
 
 
 def likely_note(deviation: Tensor | None, result: OUResult) -> str:
-    """The likely error of unit scale, on average; or why there is none."""
+    """The root mean square of the likely error, or why there is none."""
     if deviation is not None:
-        return f"likely error: root mean square {deviation.square().mean().sqrt():.2%} of the brightest tissue"
+        size = deviation.square().mean().sqrt()
+        return f"likely error: {size:.2%} of the brightest signal (root mean square over all pixels and frames)"
     return f"likely error: none ({result.not_compared or 'view sharing is the result'})"
 
 

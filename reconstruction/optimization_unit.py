@@ -312,7 +312,7 @@ def run_optimization_unit(
     unit = OptimizationUnit(settings, seed, share_centre=share)
     unit.check(problem.frames, *problem.model.mask.shape[1:])
     if unit.operator == "hankel":
-        return OUResult(unit.solve(problem), settings, not_compared="hankel never is")
+        return OUResult(unit.solve(problem), settings, not_compared="nothing is held out with ou.operator=hankel")
     held_out = problem.held_out(seed)
     if not held_out.settings.any():
         why = f"no samples can be held out: {held_out.why_none}"

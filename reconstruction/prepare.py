@@ -204,9 +204,9 @@ def prepare(scan: Scan, settings: PrepareSettings | None = None, device: torch.d
         noise_std, known = estimate, False
     if noise_std:
         sampled = scan.noise_samples is not None and scan.noise_std is None
-        origin, hint = "estimated from the scan, usually an upper bound", (
-            ". If you know σ, give it (noise_std), or noise samples: thresholds and tests are cautious with an estimate"
-        )
+        origin = "estimated from the scan, usually an upper bound"
+        hint = "; give --noise_std or noise samples if you have them: with an estimate, thresholds and decisions are "
+        hint += "more cautious"
         if known:
             origin, hint = "from noise samples" if sampled else "as given", ""
         notes.append(

@@ -3,6 +3,8 @@
 import csv
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -109,6 +111,22 @@ def test_training_on_scenes_resumes_prunes_and_starts_from_a_model(tmp_path):
     assert again.abs().sum() == pytest.approx(lm["conv_in.weight"].abs().sum())  # others are 0
     done = command("main.py", *other, init, "--config.model.nf=16", "--workdir=third", cwd=tmp_path, succeeds=False)
     assert_one_sentence(done, "another architecture")
+
+
+def test_ctrl_c_in_a_terminal_with_loader_workers(tmp_path):
+    """It reaches the whole process group; the workers go on until the step is done."""
+    flags = [*(flag for flag in TINY if "n_iters" not in flag), "--mode=train", "--model=global"]
+    endless = [*flags, "--config.training.n_iters=100000", "--config.training.workers=1"]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, ROOT / "main.py", *endless], cwd=tmp_path, stdout=said, stderr=said, start_new_session=True
+        )
+    kept = tmp_path / "exp" / "global" / "checkpoints"
+    while not (kept.is_dir() and list(kept.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130 and "the same command resumes" in (tmp_path / "said").read_text()
 
 
 @pytest.mark.parametrize("asked", [signal.SIGTERM, signal.SIGINT])

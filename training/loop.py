@@ -26,7 +26,7 @@ from models.precision import Score, in_precision
 from training.objectives import Objective, loader_workers
 from training.processes import ALONE, Processes
 from training.settings import RunSettings, TrainingSettings
-from training.stop import StopRequest, leave_interrupts_to_parent
+from training.stop import StopRequest, leave_signals_to_parent
 from utils.arguments import command_line
 from utils.errors import InputError
 from utils.files import atomic_path
@@ -62,7 +62,7 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> str:
     """Give `network` the weights of a model of the same architecture, whose context may include more or fewer images.
 
     LM can thus start from GM, and GM from LM. Input weights for images that the loaded model does not see start at 0;
-    temporal layers that it lacks start as the identity. Returns what it started from, in words.
+    temporal layers that it lacks start as the identity. Returns a description of the loaded model.
 
     Raises
     ------
@@ -94,8 +94,8 @@ def start_from(network: NCSNpp, context: Context | None, path: str) -> str:
     network.load_state_dict(weights)
     role = {"global": "GM", "local": "LM"}.get(metadata.get("prior", ""), "a model")
     levels = [f"{one['sigma_min']:g} to {one['sigma_max']:g}" for one in (other.architecture, network.architecture)]
-    change = f"noise levels {levels[1]}" + (f" (there {levels[0]})" if levels[0] != levels[1] else "")
-    return f"starts from {path} ({role}); {change}"
+    change = f"noise levels {levels[1]}" + (f" (it was trained for {levels[0]})" if levels[0] != levels[1] else "")
+    return f"initialized from {path} ({role}); {change}"
 
 
 def new_network(run: RunSettings, context: Context | None) -> NCSNpp:
@@ -164,8 +164,9 @@ class Training:
         self.draws, self.parts = settings.batch_size // frames, processes.count * settings.accumulation
         check_batch(settings, frames, processes.count)
         self.network = new_network(run, objective.context).to(self.device, memory_format=torch.channels_last)
+        self.begun_from = ""
         if settings.init:
-            self._tell(f"{self.name}: {start_from(self.network, objective.context, settings.init)}")
+            self.begun_from = start_from(self.network, objective.context, settings.init)
         self.parallel = self.network
         if processes.count > 1:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -193,6 +194,8 @@ class Training:
         settings, resume_from = self.settings.training, self.folder / "checkpoints-meta" / "checkpoint.pth"
         if resume_from.exists():
             self._resume(resume_from)
+        elif self.begun_from:
+            self._tell(f"{self.name}: {self.begun_from}")
         if self.step >= settings.n_iters:
             self._tell(f"{self.folder} has already reached training.n_iters (step {self.step})")
             return
@@ -212,6 +215,7 @@ class Training:
                 self.step += 1
                 before = self.mean_loss or loss
                 self.mean_loss = 0.99 * before + 0.01 * loss
+                self._snapshots(resume_from, last=stopping or self.step == settings.n_iters)  # before what may fail
                 bar.update()
                 if log and (self.step % LOG_STEPS == 0 or self.step == settings.n_iters):
                     rate = self.frames / (time.perf_counter() - since)
@@ -221,7 +225,6 @@ class Training:
                         log.add_scalar(name, value, self.step)
                 if log and self.step % settings.snapshot_freq == 0:
                     log.add_image(*self.objective.example(self.network, self.device), self.step)
-                self._snapshots(resume_from, last=stopping or self.step == settings.n_iters)
                 if stopping:
                     self._tell(f"stopped on request: step {self.step} is in {resume_from}; the same command resumes")
                     sys.exit(stop.status)
@@ -235,7 +238,7 @@ class Training:
         loader = DataLoader(
             Draws(self.objective, self.settings.seed), batch_sampler=share, collate_fn=self.objective.collate,
             num_workers=workers, pin_memory=gpu, prefetch_factor=4 if workers else None,
-            worker_init_fn=leave_interrupts_to_parent,
+            worker_init_fn=leave_signals_to_parent,
         )  # fmt: skip
         for batch in loader:
             yield type(batch)(*(tensor.to(self.device, non_blocking=gpu) for tensor in batch))

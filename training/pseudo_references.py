@@ -91,8 +91,8 @@ def data_checksum(settings: RunSettings, sources: Sequence[Path | int], *parts: 
 def own_images(settings: RunSettings, model: str) -> list[tuple[Tensor, bool]]:
     """Images of the user's scans to learn from, of unit scale, and whether they are periodic.
 
-    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references (`window_of` GM or LM), also
-    where a reference lies beside it: that is for scores alone.
+    Of a fully sampled scan, its images; of an under-sampled one, its pseudo-references (`window_of` GM or LM), even
+    if a reference is stored with it, which is used for scores only.
     """
     found = []
     for source in training_sources(settings.intake):

@@ -1,22 +1,23 @@
-"""How a training is asked to end: by SIGTERM or Ctrl-C."""
+"""How a training run is stopped: by SIGTERM or Ctrl-C."""
 
+import contextlib
 import os
 import threading
 import time
-from signal import SIG_IGN, SIGINT, SIGTERM, signal
+from signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal
 
 
 class StopRequest:
-    """SIGTERM or Ctrl-C asks the training to write a checkpoint after the step at hand, and to end; a second Ctrl-C
-    ends it at once.
-    """
+    """SIGTERM or Ctrl-C: finish the current step, write a checkpoint, stop. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
         self.asked, self.status, self.first = False, 128 + SIGTERM, 0.0
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            self.before = {number: signal(number, self._ask) for number in (SIGTERM, SIGINT)}
+            # a background job of a shell has Ctrl-C ignored
+            numbers = [number for number in (SIGTERM, SIGINT) if getsignal(number) != SIG_IGN]
+            self.before = {number: signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
@@ -25,14 +26,15 @@ class StopRequest:
                 signal(number, handler)
 
     def _ask(self, number: int, _: object) -> None:
-        again = self.asked and time.monotonic() - self.first > 1  # torchrun passes on what the terminal sent already
+        again = self.asked and time.monotonic() - self.first > 0.2  # one request may arrive twice
         if number == SIGINT and again:
             raise KeyboardInterrupt
         if not self.asked:
             self.asked, self.status, self.first = True, 128 + number, time.monotonic()
-            os.write(2, b"\nstopping after this step; Ctrl-C ends it at once\n")  # print is not safe in a handler
+            with contextlib.suppress(OSError):  # of a pipe whose reader has ended; print is not safe in a handler
+                os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
 
 
-def leave_interrupts_to_parent(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; those that make data go on until the step at hand is done."""
-    signal(SIGINT, SIG_IGN)
+def leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C and torchrun signal a whole process group; loader workers leave it and go on until the step is done."""
+    os.setpgid(0, 0)

@@ -205,7 +205,8 @@ def choose_array(
         if len(choice) == 1:
             return choice[0]
     if not candidates:
-        if names is SCAN_NAMES and any(value.ndim >= least_axes for value in variables.values()):
+        scans = [value for name, value in variables.items() if last_part(name) in (*SCAN_NAMES, *KSPACE_NAMES)]
+        if names is SCAN_NAMES and any(value.ndim >= least_axes for value in scans):
             raise InputError(f"{path} holds a single frame ({listing}); give a series of two frames or more.")
         raise InputError(f"{path} holds no array of {least_axes} axes ({listing}); give a file that does.")
     raise InputError(f"{path} has several candidate arrays ({listing}); choose one with {flag}.")

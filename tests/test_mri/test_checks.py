@@ -192,7 +192,7 @@ def test_a_noisy_coil_is_named(image):
     assert len(found) == 1 and found[0].startswith("warning: coil 2 ")
 
 
-def test_a_phantom_that_stands_still_is_believed_if_its_mask_is_named(image, tmp_path):
+def test_a_phantom_at_rest_is_accepted_if_its_mask_is_named(image, tmp_path):
     """Without noise its frames are alike at the lines that they share."""
     mask = make_mask("uniform", tuple(image.shape), 2, 16)
     still = torch.where(mask, fft2c(image[:1].expand_as(image)), 0)
@@ -203,7 +203,15 @@ def test_a_phantom_that_stands_still_is_believed_if_its_mask_is_named(image, tmp
         scan_from_file(Intake(data=data), tmp_path / "scan.npy")
     named = Intake(data=data, mask=MaskSettings(path=str(tmp_path / "mask.npy")))
     scan, _ = scan_from_file(named, tmp_path / "scan.npy")
-    assert torch.equal(scan.mask, mask) and "believed" in str(scan) and torch.equal(scan.kspace[:, 0], still)
+    assert torch.equal(scan.mask, mask) and "accepted" in str(scan) and torch.equal(scan.kspace[:, 0], still)
+    moving = torch.where(mask, fft2c(image), 0)
+    shared = torch.where(mask, moving, moving.roll(1, 0))  # by neighbouring frames, and by neighbouring lines
+    beside = torch.where(mask, moving, moving.roll(1, 1))
+    for filled, where in ((shared, torch.ones_like(mask)), (shared, mask | mask.roll(1, 0)), (beside, mask.any(0))):
+        np.save(tmp_path / "scan.npy", filled.numpy())
+        np.save(tmp_path / "mask.npy", where.numpy())
+        with pytest.raises(InputError, match="filled in after the measurement"):
+            scan_from_file(named, tmp_path / "scan.npy")
 
 
 def test_lines_copied_within_a_frame(image):

@@ -88,7 +88,7 @@ def test_a_repeated_heartbeat_is_reported(beats):
     start = problem.restricted(held_out.kept).view_sharing()
     result = OUResult(problem.view_sharing(), OUSettings(), held_out, start, start, is_start=True)
     notes = report_notes(problem, result, start)
-    assert ["8 of the 16 frames are like another one" in note for note in notes] == [True] * (beats - 1)
+    assert ["8 of the 16 frames repeat another one" in note for note in notes] == [True] * (beats - 1)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.03, 0.3])
