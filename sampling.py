@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from models.prior import MODELS, Prior, load_shipped
+from models.prior import Prior, load_shipped
 from mri.fourier import fft2c, ifft2c
 from mri.noise import chi
 from mri.scan import Scan
@@ -238,9 +238,8 @@ def reconstruct_problem(
     unit = OptimizationUnit(result.settings, seed)
     after_motion = unit.operator == "motion" and ou.after != "never" and not result.is_start
     notes = list(problem.notes)
-    shipped = [name for name in sampling.order if dict(zip(MODELS, models, strict=True))[name] is None]
-    if len(sampling.order) == 2 and len(shipped) == 1:
-        own, other = ("LM", "GM") if shipped == ["global"] else ("GM", "LM")
+    if len(sampling.order) == 2 and (models[0] is None) != (models[1] is None):
+        own, other = ("LM", "GM") if models[0] is None else ("GM", "LM")
         notes.append(f"checkpoints: {own} as given, {other} the shipped one, which was trained on other images")
     x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
     extra: dict[str, Any] = {}
@@ -248,7 +247,7 @@ def reconstruct_problem(
     if sampling.sampler == "published":
         if sampling.iterations >= MANY_ITERATIONS:
             seconds = sampling.iterations * (1 + NOISE_COPIES) * sum(_seconds_of_a_pass(prior, x) for prior in priors)
-            tqdm.write(f"GLDM (published): network passes take about {max(seconds, 1):.0f} s; the OU comes on top")
+            tqdm.write(f"GLDM (published): network passes take about {max(seconds, 1):.0f} s")
         with tqdm(total=sampling.iterations, desc="GLDM (published)") as bar:
             log = SamplerLog(bar)
             known = priors[0].network.architecture

@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from signal import SIG_IGN, SIGINT, SIGTERM, getsignal, signal
+from signal import SIGINT, SIGTERM, signal
 
 
 class StopRequest:
@@ -15,9 +15,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():  # Python gives signals to no other
-            # a background job of a shell has Ctrl-C ignored
-            numbers = [number for number in (SIGTERM, SIGINT) if getsignal(number) != SIG_IGN]
-            self.before = {number: signal(number, self._ask) for number in numbers}
+            self.before = {number: signal(number, self._ask) for number in (SIGTERM, SIGINT)}
         return self
 
     def __exit__(self, *_) -> None:
