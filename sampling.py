@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from models.prior import Prior, load_shipped
+from models.prior import Prior, load_shipped, shipped
 from mri.fourier import fft2c, ifft2c
 from mri.noise import chi
 from mri.scan import Scan
@@ -238,9 +238,9 @@ def reconstruct_problem(
     unit = OptimizationUnit(result.settings, seed)
     after_motion = unit.operator == "motion" and ou.after != "never" and not result.is_start
     notes = list(problem.notes)
-    if len(sampling.order) == 2 and (models[0] is None) != (models[1] is None):
-        own, other = ("LM", "GM") if models[0] is None else ("GM", "LM")
-        notes.append(f"checkpoints: {own} as given, {other} the shipped one, which was trained on other images")
+    ours = [str(shipped(name, sampling.sampler)) for name in sampling.order]
+    if 0 < sum(prior.path == path for prior, path in zip(priors, ours, strict=True)) < len(priors):
+        notes.append("checkpoints: one is as given, the other the shipped one, which was trained on other images")
     x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
     extra: dict[str, Any] = {}
     deviation = None
@@ -255,8 +255,6 @@ def reconstruct_problem(
             x = published_cascade(x, A, y, priors, sde, sampling, unit, generator, log)
         passes = len(log.steps) * len(priors) * (1 + NOISE_COPIES)
     else:
-        if problem.frames < FEWEST_FRAMES:
-            notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")
         with tqdm(total=len(priors), desc="GLDM (cascade)") as bar:
             log = SamplerLog(bar)
             if all(prior.of_scenes for prior in priors):
@@ -282,6 +280,8 @@ def reconstruct_problem(
             alone = None if x is result.image else result.image
             low_rank = unit(x) if low_rank is None else low_rank  # llr: one more step
             deviation = likely_error(x, without, alone, low_rank, error_power)
+        if passes and problem.frames < FEWEST_FRAMES:
+            notes.append(f"only {problem.frames} frames: the priors expect {FEWEST_FRAMES}, so neighbours are repeated")
         extra = {"calibration": asdict(schedule)}
         notes += [ou_note(result, ou, problem), priors_note(schedule, sampling.order, problem, result)]
         notes += [*report_notes(problem, result, without), likely_note(deviation, result)]
