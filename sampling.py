@@ -240,7 +240,7 @@ def reconstruct_problem(
     notes = list(problem.notes)
     ours = [str(shipped(name, sampling.sampler)) for name in sampling.order]
     if 0 < sum(prior.path == path for prior, path in zip(priors, ours, strict=True)) < len(priors):
-        notes.append("checkpoints: one is as given, the other the shipped one, which was trained on other images")
+        notes.append("checkpoints: one was given, the other is the shipped one, which was trained on different images")
     x, A, y, periodic = result.image, problem.model, problem.measured, problem.periodic
     extra: dict[str, Any] = {}
     deviation = None

@@ -354,7 +354,7 @@ def test_checkpoints_are_loaded_first_and_a_mixed_pair_is_reported(context_model
         reconstruct(scan.kspace, scan.mask, "gm.safetensors")
     for models, count in ((context_models, 0), ((context_models[0], None), 1)):
         notes = run(scan, models, FAST, CASCADE).notes
-        assert sum("one is as given, the other the shipped one" in note for note in notes) == count
+        assert sum("one was given, the other is the shipped one" in note for note in notes) == count
 
 
 def test_a_prior_takes_the_steps_it_was_trained_through(context_models):
